@@ -1,0 +1,342 @@
+#!/usr/bin/python3 -I
+"""Turn a role and its environment into the exact command that the container runs, print it, and become it.
+
+    epd-serve ROLE [ARGUMENT…]           run ROLE; further arguments go to its command unchanged
+    epd-serve --print ROLE [ARGUMENT…]   only print the command, environment first
+    epd-serve health                     health check of the role that this container runs (exit code 0 or 1)
+
+Roles: encode, prefill-decode, prefill, decode, monolith (one ordinary vLLM), mooncake-master, mooncake-store, proxy.
+
+What a role is told comes from environment variables named EPD_…; docs/configuration.md lists them with units and
+defaults. A value that cannot work is refused before anything starts, all faults in one message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+VLLM_ROLES = ("encode", "prefill-decode", "prefill", "decode", "monolith")
+ROLES = (*VLLM_ROLES, "mooncake-master", "mooncake-store", "proxy")
+
+# What the health check has to know about the running role.
+STATE_DIR = Path("/tmp/epd-serve")  # noqa: S108 - a tmpfs of the container's only user
+
+# Mooncake 0.3.13's own defaults.
+MASTER_RPC_PORT, MASTER_METRICS_PORT, METADATA_PORT = 50051, 9003, 8080
+STORE_PORT, STORE_HTTP_PORT = 50052, 9300
+
+
+class ConfigurationError(ValueError):
+    """The environment asks for something that cannot work; the message lists each fault with its remedy."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What differs between kinds of hardware."""
+
+    flags: tuple[str, ...]
+    """vLLM flags of every role."""
+    environment: Mapping[str, str]
+    """Defaults; what is already set in the container wins."""
+    kv_connector: Mapping[str, object]
+    """Where vLLM finds the layerwise KV connector, as part of --kv-transfer-config."""
+    role_flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+HARDWARE: Mapping[str, Hardware] = {
+    # Tried on 2 cores and 24 GiB with vLLM 0.23.0.
+    "cpu": Hardware(
+        flags=("--enforce-eager", "--dtype", "bfloat16"),
+        environment={
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several instances share the cores
+        },
+        kv_connector={
+            "kv_connector": "MooncakeLayerwiseConnector",
+            "kv_connector_module_path": "epd_connector.cpu.layerwise",
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The EPD_ variables of one container, checked."""
+
+    hardware: str
+    model: str
+    served_model_name: str
+    port: int
+    advertise_host: str
+    mooncake_host: str
+    store_size_mb: int
+    ec_metrics_port: int
+    kv_port: int
+    max_model_len: int | None
+    max_num_seqs: int | None
+    extra_args: tuple[str, ...]
+
+
+class _Reader:
+    """Reads typed values from an environment and collects what is wrong with them."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.faults: list[str] = []
+
+    def text(self, name: str, default: str = "") -> str:
+        return self._environ.get(name, "").strip() or default
+
+    def number(self, name: str, default: int, low: int, high: int) -> int:
+        value = self.text(name, str(default))
+        if value.isdecimal() and low <= int(value) <= high:
+            return int(value)
+        self.faults.append(f"{name}={value!r}: expected a whole number from {low} to {high}")
+        return default
+
+    def optional_number(self, name: str, high: int) -> int | None:
+        return self.number(name, 1, 1, high) if self.text(name) else None
+
+    def choice(self, name: str, default: str, choices: Sequence[str]) -> str:
+        value = self.text(name, default)
+        if value not in choices:
+            self.faults.append(f"{name}={value!r}: expected one of {', '.join(choices)}")
+            return default
+        return value
+
+    def words(self, name: str) -> tuple[str, ...]:
+        try:
+            return tuple(shlex.split(self.text(name)))
+        except ValueError as error:
+            self.faults.append(f"{name}={self.text(name)!r}: not words as a shell reads them ({error})")
+            return ()
+
+    def peer_host(self, name: str, default: str) -> str:
+        """Return a name under which *other* containers reach a host."""
+        value = self.text(name, default)
+        if value in ("0.0.0.0", "::", "localhost", "127.0.0.1", "::1"):
+            self.faults.append(f"{name}={value!r}: other hosts cannot reach that; expected a name or address they can")
+        return value
+
+
+def read_settings(role: str, environ: Mapping[str, str]) -> Settings:
+    """Return the checked settings of a role.
+
+    Raises:
+        ConfigurationError: one or more variables, or the role, are wrong; the message lists all of them.
+    """
+    read = _Reader(environ)
+    if role not in ROLES:
+        read.faults.append(f"role {role!r}: expected one of {', '.join(ROLES)}")
+    model = read.text("EPD_MODEL", "/opt/ascend-epd/tiny-model")
+    settings = Settings(
+        hardware=read.choice("EPD_HARDWARE", "cpu", tuple(HARDWARE)),
+        model=model,
+        served_model_name=read.text("EPD_SERVED_MODEL_NAME", model.rstrip("/").rsplit("/", 1)[-1]),
+        port=read.number("EPD_PORT", 8000, 1, 65535),
+        advertise_host=read.peer_host("EPD_ADVERTISE_HOST", role),
+        mooncake_host=read.peer_host("EPD_MOONCAKE_HOST", "mooncake-master"),
+        store_size_mb=read.number("EPD_STORE_SIZE_MB", 512, 16, 16_777_216),
+        ec_metrics_port=read.number("EPD_EC_METRICS_PORT", 9400, 1, 65535),
+        kv_port=read.number("EPD_KV_PORT", 36000, 1024, 65000),
+        max_model_len=read.optional_number("EPD_MAX_MODEL_LEN", 16_777_216),
+        max_num_seqs=read.optional_number("EPD_MAX_NUM_SEQS", 65536),
+        extra_args=read.words("EPD_EXTRA_ARGS"),
+    )
+    if role in VLLM_ROLES and model.startswith("/") and not Path(model, "config.json").is_file():
+        read.faults.append(f"EPD_MODEL={model!r}: no config.json there; expected a mounted model folder or a hub id")
+    if read.faults:
+        raise ConfigurationError("cannot start:\n" + "\n".join(f"  - {fault}" for fault in read.faults))
+    return settings
+
+
+def ec_transfer_config(role: str, settings: Settings) -> dict[str, object]:
+    """Return vLLM's --ec-transfer-config; keys under the extra config are those of connector/README.md."""
+    return {
+        "ec_connector": "ECMooncakeStoreConnector",
+        "ec_connector_module_path": "epd_connector.connector",
+        "ec_role": "ec_producer" if role == "encode" else "ec_consumer",
+        "engine_id": settings.advertise_host,
+        "ec_connector_extra_config": {
+            "backend": "mooncake",
+            "master_address": f"{settings.mooncake_host}:{MASTER_RPC_PORT}",
+            "metadata_server": f"http://{settings.mooncake_host}:{METADATA_PORT}/metadata",
+            "local_hostname": settings.advertise_host,
+            "metrics_port": settings.ec_metrics_port,
+        },
+    }
+
+
+def kv_transfer_config(role: str, settings: Settings) -> dict[str, object]:
+    """Return vLLM's --kv-transfer-config for a prefill or decode instance of one card each."""
+    return {
+        **HARDWARE[settings.hardware].kv_connector,
+        "kv_role": "kv_producer" if role == "prefill" else "kv_consumer",
+        "kv_port": str(settings.kv_port),
+        "engine_id": settings.advertise_host,
+        "kv_connector_extra_config": {
+            "prefill": {"dp_size": 1, "tp_size": 1},
+            "decode": {"dp_size": 1, "tp_size": 1},
+        },
+    }
+
+
+def vllm_command(role: str, settings: Settings) -> list[str]:
+    """Return the command line of one vLLM instance.
+
+    The module is named instead of the `vllm` command, which fails where the package is vllm-cpu.
+    """
+    hardware = HARDWARE[settings.hardware]
+    command = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", settings.model]
+    command += ["--served-model-name", settings.served_model_name]
+    command += ["--host", "0.0.0.0", "--port", str(settings.port), "--enable-request-id-headers"]
+    if settings.max_model_len:
+        command += ["--max-model-len", str(settings.max_model_len)]
+    if settings.max_num_seqs:
+        command += ["--max-num-seqs", str(settings.max_num_seqs)]
+    command += [*hardware.flags, *hardware.role_flags.get(role, ())]
+    if role == "encode":
+        # An encode-only instance allocates no KV cache, so there is no prefix to keep.
+        command += ["--no-enable-prefix-caching"]
+    if role in ("encode", "prefill-decode", "prefill"):
+        command += ["--ec-transfer-config", json.dumps(ec_transfer_config(role, settings))]
+    if role in ("prefill", "decode"):
+        command += ["--kv-transfer-config", json.dumps(kv_transfer_config(role, settings))]
+    return command
+
+
+def master_command() -> list[str]:
+    """Return the command of Mooncake's master with its HTTP metadata server."""
+    return [
+        "mooncake_master",
+        f"--rpc_port={MASTER_RPC_PORT}",
+        f"--metrics_port={MASTER_METRICS_PORT}",
+        "--enable_http_metadata_server=true",
+        f"--http_metadata_server_port={METADATA_PORT}",
+        # Or the address of a client that died stays, and its successor is refused.
+        "--enable_metadata_cleanup_on_timeout=true",
+        "--enable_metric_reporting=false",  # a log line of 2 kB every ten seconds; /metrics is not concerned
+        "--logtostderr=true",
+    ]
+
+
+def store_command(settings: Settings) -> list[str]:
+    """Return the command of the standalone client that owns the pool's memory, so it survives a vLLM restart."""
+    return [
+        "mooncake_client",
+        f"--host={settings.advertise_host}",
+        f"--port={STORE_PORT}",
+        f"--global_segment_size={settings.store_size_mb}MB",
+        "--local_buffer_size=16MB",
+        "--protocol=tcp",
+        f"--master_server_address={settings.mooncake_host}:{MASTER_RPC_PORT}",
+        f"--metadata_server=http://{settings.mooncake_host}:{METADATA_PORT}/metadata",
+        "--enable_http_server=true",
+        f"--http_port={STORE_HTTP_PORT}",
+        "--logtostderr=true",
+    ]
+
+
+def build_command(role: str, settings: Settings, arguments: Sequence[str]) -> list[str]:
+    """Return the whole command of a role; `arguments` and then EPD_EXTRA_ARGS come last, so that they win."""
+    if role in VLLM_ROLES:
+        command = vllm_command(role, settings)
+    elif role == "mooncake-master":
+        command = master_command()
+    elif role == "mooncake-store":
+        command = store_command(settings)
+    else:
+        command = ["epd-proxy", "--host", "0.0.0.0", "--port", str(settings.port)]
+    return [*command, *arguments, *settings.extra_args]
+
+
+def health_url(role: str, settings: Settings) -> str:
+    """Return the URL that answers 200 when the role works."""
+    port, path = {
+        "mooncake-master": (MASTER_METRICS_PORT, "/health"),
+        "mooncake-store": (STORE_HTTP_PORT, "/health"),
+    }.get(role, (settings.port, "/health"))
+    return f"http://127.0.0.1:{port}{path}"
+
+
+def remember(role: str, url: str, state_dir: Path) -> None:
+    """Leave what `epd-serve health` needs; a restart of the container starts afresh."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    (state_dir / "ready").unlink(missing_ok=True)
+    (state_dir / "role.json").write_text(json.dumps({"role": role, "url": url, "started_at_s": time.time()}))
+
+
+def check_health(state_dir: Path, timeout_s: float = 4.0) -> tuple[bool, str]:
+    """Return whether the role answers, and a sentence that tells loading from dead.
+
+    Both fail the check. Docker does not count failures of the start period, so loading is "starting" and only what
+    answered once, or loads longer than that period, becomes "unhealthy".
+    """
+    try:
+        state = json.loads((state_dir / "role.json").read_text())
+    except FileNotFoundError:
+        return False, "no role was started in this container: run `epd-serve ROLE`"
+    ready = state_dir / "ready"
+    try:
+        # The URL was written by `remember`, never by a client.
+        with urllib.request.urlopen(state["url"], timeout=timeout_s):  # noqa: S310
+            ready.touch()
+            return True, f"{state['role']}: ready"
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+    if ready.exists():
+        return False, f"{state['role']}: dead: it was ready, now {state['url']} gives {reason}"
+    return False, f"{state['role']}: loading for {time.time() - state['started_at_s']:.0f} s ({reason})"
+
+
+def show(environment: Mapping[str, str], command: Sequence[str]) -> str:
+    """Return the command as a person would type it, one option a line."""
+    lines = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+    for word in command:
+        if word.startswith("-") or word == command[0]:
+            lines.append(shlex.quote(word))
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    return " \\\n    ".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; return the exit code unless the process becomes the role's command."""
+    only_print = arguments[:1] == ["--print"]
+    words = arguments[1:] if only_print else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    role, *rest = words
+    if role == "health":
+        healthy, sentence = check_health(STATE_DIR)
+        print(sentence)
+        return 0 if healthy else 1
+    try:
+        settings = read_settings(role, os.environ)
+    except ConfigurationError as error:
+        print(f"epd-serve: {error}", file=sys.stderr)
+        return 2
+    defaults = HARDWARE[settings.hardware].environment if role in VLLM_ROLES else {}
+    environment = {name: os.environ.get(name, value) for name, value in defaults.items()}
+    command = build_command(role, settings, rest)
+    print(show(environment, command), flush=True)
+    if only_print:
+        return 0
+    remember(role, health_url(role, settings), STATE_DIR)
+    os.environ.update(environment)
+    os.execvp(command[0], command)  # noqa: S606 - becoming that command is the purpose
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
