@@ -172,7 +172,7 @@ def install_from_suite(packages: list[str], source: Source, keyring: Path = DEBI
 @contextmanager
 def _separate_state(source: Source, keyring: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yield a folder for downloads and the options that make apt keep all its state in there."""
-    folder = Path(tempfile.mkdtemp(prefix="epd-apt-", dir="/var/tmp"))  # noqa: S108 (a private folder, by mkdtemp)
+    folder = Path(tempfile.mkdtemp(prefix="epd-apt-", dir="/var/tmp"))
     try:
         folder.chmod(0o755)  # apt downloads as its own user, _apt
         for name in ("lists/partial", "cache/archives/partial"):

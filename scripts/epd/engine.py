@@ -1,4 +1,4 @@
-"""The Docker engine: is it running, and if not, start it, with systemd where that is pid 1 and by hand where it is not."""
+"""The Docker engine: is it running, and if not, start it, with systemd or by hand."""
 
 from __future__ import annotations
 
@@ -83,6 +83,8 @@ def _start_by_hand(daemon: Daemon) -> subprocess.Popen[bytes]:
     for path, program in daemon.pid_files.items():
         remove_stale_pid_file(path, program)
     daemon.log.parent.mkdir(parents=True, exist_ok=True)
+    if daemon.log.is_file():  # one log per start, and the one before it: no log grows for ever
+        daemon.log.replace(daemon.log.with_name(f"{daemon.log.name}.1"))
     print(f"  no systemd here: starting dockerd by hand, its log is {daemon.log}", flush=True)
     with daemon.log.open("ab") as log:
         return subprocess.Popen(

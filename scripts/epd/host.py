@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,26 +79,26 @@ def has_systemd(run: Path = Path("/run/systemd/system")) -> bool:
     return run.is_dir()
 
 
-def detect_hardware(environ: Mapping[str, str], *, available: tuple[str, ...], dev: Path = Path("/dev")) -> Hardware:
-    """Choose the hardware profile: `EPD_HARDWARE` if set, else `cpu`; and look for NPUs.
+def detect_hardware(wanted: str, *, available: tuple[str, ...], dev: Path = Path("/dev")) -> Hardware:
+    """Choose the hardware profile: the `wanted` one (EPD_HARDWARE), else `cpu`; and look for NPUs.
 
     A machine with NPUs gets the CPU profile too as long as no NPU profile is among `available`.
 
     Raises:
-        StepError: `EPD_HARDWARE` names a profile that is not available.
+        StepError: the wanted profile is not available.
     """
     nodes = sorted((p.name for p in dev.glob("davinci*") if _CARD.fullmatch(p.name)), key=lambda n: int(n[7:]))
     cards = tuple(f"/dev/{name}" for name in nodes)
     manager = (dev / "davinci_manager").exists()
-    wanted = environ.get("EPD_HARDWARE", "").strip().lower() or "cpu"
-    if wanted not in available:
+    profile = wanted.lower() or "cpu"
+    if profile not in available:
         raise StepError(
-            f"hardware profile {wanted!r} is not available",
+            f"hardware profile {profile!r} is not available",
             expected=f"one of: {', '.join(available)}",
-            found=f"EPD_HARDWARE={wanted}",
+            found=f"EPD_HARDWARE={profile}",
             fix="EPD_HARDWARE=cpu make up (the profiles a2, a3 and a5 are to come)",
         )
-    return Hardware(profile=wanted, cards=cards, manager=manager)
+    return Hardware(profile=profile, cards=cards, manager=manager)
 
 
 def describe_hardware(hardware: Hardware) -> str:

@@ -1,0 +1,70 @@
+"""What a person sees when the stack is up: a request to copy, and what to do next."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import zlib
+
+from epd import stack as stacks
+
+_SIDE_PIXELS = 56
+
+
+def picture() -> bytes:
+    """Return a small PNG, upper half red and lower half blue, 56 pixels square, 8-bit RGB."""
+    rows = b"".join(
+        b"\0" + (b"\xd0\x20\x20" if y < _SIDE_PIXELS // 2 else b"\x20\x20\xd0") * _SIDE_PIXELS
+        for y in range(_SIDE_PIXELS)
+    )
+    header = struct.pack(">IIBBBBB", _SIDE_PIXELS, _SIDE_PIXELS, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def model_name(address: str) -> str:
+    """Return the name the stack serves its model under; empty when it does not say."""
+    status, body = stacks.fetch(f"{address}/v1/models")
+    if status != 200:
+        return ""
+    try:
+        name = json.loads(body)["data"][0]["id"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        return ""
+    return str(name)
+
+
+def render(address: str, model: str, topology: str) -> str:
+    """Return the closing banner. Every command in it can be copied as it stands."""
+    image = f"data:image/png;base64,{base64.b64encode(picture()).decode()}"
+    text = _request(model, [{"type": "text", "text": "Hello, who are you?"}])
+    both = _request(
+        model,
+        [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": "What is in the picture?"}],
+    )
+    return f"""
+The stack ({topology}) is up: {address}   model: {model}
+
+A request with text only, which the encoder never sees:
+
+  curl -s {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{text}'
+
+One with a picture, which the encoder turns into embeddings first:
+
+  curl -s {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{both}'
+
+Next:
+  make smoke     check the stack with real requests      make status    how it is
+  make logs      follow its logs                         make down      stop it
+  docker compose ps|logs|down works from here too (see .env)
+"""
+
+
+def _request(model: str, content: list[dict[str, object]]) -> str:
+    message = {"role": "user", "content": content}
+    return json.dumps({"model": model, "max_tokens": 24, "temperature": 0, "messages": [message]})

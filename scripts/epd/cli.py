@@ -1,0 +1,234 @@
+"""The commands: each one puts the steps of the other modules in order."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from epd import (
+    banner,
+    base_image,
+    command,
+    dotenv,
+    engine,
+    host,
+    images,
+    needs,
+    services,
+    settings,
+    stack,
+    venv,
+    versions,
+)
+from epd.errors import StepError
+from epd.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every command begins with."""
+
+    settings: Settings
+    versions: dict[str, str]
+    distribution: host.Distribution
+    root_user: bool
+
+    @property
+    def bake(self) -> dict[str, str]:
+        """Variables of the bake file that the names of the images depend on."""
+        return dict(self.versions)
+
+
+def context() -> Context:
+    """Read the settings and look at the machine."""
+    return Context(
+        settings.load(ROOT, os.environ),
+        versions.load(ROOT / "docker" / "versions.env"),
+        host.distribution(),
+        host.is_root(),
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; return its exit code. Errors that we foresee are printed without a traceback."""
+    parser = argparse.ArgumentParser(prog="epd", description=__doc__, allow_abbrev=False)
+    chosen = parser.add_subparsers(dest="command", required=True)
+    for name, (_, text) in COMMANDS.items():
+        chosen.add_parser(name, help=text).add_argument("words", nargs="*", help="passed on to the command")
+    arguments = parser.parse_args(argv)
+    try:
+        return COMMANDS[arguments.command][0](context(), arguments.words) or 0
+    except StepError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted; `make up` goes on from here, `make down` stops what runs.", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def up(it: Context, _: list[str]) -> int:
+    """Do everything from a fresh machine to an answering stack."""
+    hardware = host.detect_hardware(it.settings.hardware, available=settings.profiles(ROOT))
+    print(f"Host: {it.distribution.pretty_name}; {host.describe_hardware(hardware)}", flush=True)
+    prepare_engine(it)
+    tags = provide_images(it, images.SERVED)
+    running = write_dotenv(it, hardware.profile, tags)
+    print(f"Starting {it.settings.topology} …", flush=True)
+    stack.up(running, timeout_s=it.settings.up_timeout_s)
+    print(banner.render(running.address, banner.model_name(running.address), it.settings.topology))
+    return 0
+
+
+def prepare_engine(it: Context) -> None:
+    """Install what is missing, start the engine, check versions."""
+    found = needs.take_inventory()
+    missing = needs.find_missing(found, it.versions, it.distribution)
+    needs.provide(
+        missing,
+        it.distribution,
+        root=it.root_user,
+        no_install=it.settings.no_install,
+        mirror=it.settings.debian_mirror,
+    )
+    engine.ensure_running(os.environ, root=it.root_user, systemd=host.has_systemd())
+    found = needs.take_inventory()
+    needs.check_provided(found, it.versions, it.distribution)
+    needs.check_engine_version(found, it.versions)
+
+
+def provide_images(it: Context, targets: tuple[str, ...]) -> dict[str, str]:
+    """Build or pull images unless they are up to date; return their names by bake target."""
+    tags = images.tags(ROOT, targets, it.bake)
+    if it.settings.pull:
+        images.pull(tags)
+        return tags
+    inputs = images.inputs_hash(ROOT)
+    stale = tuple(name for name, tag in tags.items() if not images.is_current(tag, inputs))
+    if not stale:
+        print(f"Images: up to date ({', '.join(tags.values())})", flush=True)
+        return tags
+    base = base_image.obtain(it.settings, it.versions["DEBIAN_SUITE"], it.distribution, root=it.root_user)
+    environment = images.bake_environment(it.versions, base=base, inputs=inputs, root=ROOT)
+    images.build(ROOT, stale, environment, timeout_s=it.settings.build_timeout_s)
+    return tags
+
+
+def write_dotenv(it: Context, profile: str, tags: dict[str, str]) -> stack.Stack:
+    """Write `.env` and return the stack it describes."""
+    entries = settings.entries(it.settings, hardware=profile, image=tags["cpu"], proxy_image=tags["proxy"])
+    settings.check_set_once(it.settings, entries, os.environ)
+    path = ROOT / ".env"
+    changed = dotenv.write(path, entries)
+    print(f".env: {'written' if changed else 'unchanged'}", flush=True)
+    return current_stack()
+
+
+def current_stack() -> stack.Stack:
+    """Return the stack that `.env` describes.
+
+    Raises:
+        StepError: `.env` lacks what `make up` writes.
+    """
+    file = dotenv.read(ROOT / ".env")
+    values = {**file.managed, **file.own}
+    absent = [name for name in ("COMPOSE_PROJECT_NAME", "COMPOSE_FILE", "EPD_PROXY_PORT") if not values.get(name)]
+    if absent:
+        raise StepError(
+            "there is no stack yet", expected=".env as `make up` writes it", found=f"no {absent[0]}", fix="make up"
+        )
+    return stack.Stack(ROOT, values)
+
+
+def build(it: Context, words: list[str]) -> int:
+    """Build the images, or the bake targets named."""
+    prepare_engine(it)
+    provide_images(it, tuple(words) or images.SERVED)
+    return 0
+
+
+def down(_: Context, __: list[str]) -> int:
+    """Stop the stack; images, volumes and `.env` stay."""
+    stack.down(current_stack(), volumes=False)
+    return 0
+
+
+def clean(it: Context, _: list[str]) -> int:
+    """Remove what `make up` made, and say what."""
+    tags = images.tags(ROOT, (*images.SERVED, images.TEST), it.bake)
+    names = [*tags.values(), f"ascend-epd-base:{it.versions['DEBIAN_SUITE']}"]
+    there = [name for name in names if command.probe("docker", "image", "inspect", name).ok]
+    print(
+        "Removing: containers, network and volumes of the stack; its part of .env; images:", ", ".join(there) or "none"
+    )
+    if dotenv.read(ROOT / ".env").managed:
+        stack.down(current_stack(), volumes=True)
+    if there:
+        command.show(
+            "docker", "image", "rm", "--force", *there, timeout_s=300, fix="`docker ps -a` shows who uses them"
+        )
+    dotenv.remove_block(ROOT / ".env")
+    print(
+        "Left alone: Docker and its build cache (`docker builder prune`), pulled base images, the virtual environment."
+    )
+    return 0
+
+
+def logs(_: Context, words: list[str]) -> int:
+    """Follow the logs of all services, or of those named, until interrupted."""
+    running = current_stack()
+    argv = running.compose("logs", "--follow", "--tail", "100", *words)
+    return subprocess.run(argv, check=False, env=command.environment(running.environment)).returncode
+
+
+def status(_: Context, __: list[str]) -> int:
+    """Show each service and whether the proxy is ready; the exit code says whether all is well."""
+    running = current_stack()
+    states = services.complete(stack.expected_services(running), stack.inspect(running))
+    for service in states:
+        detail = services.hint(service) if service.failed else ""
+        print(f"  {service.name:<18} {service.phase:<11} restarts {service.restarts}  {detail}".rstrip())
+    code, body = stack.fetch(f"{running.address}/ready")
+    print(f"  {running.address}/ready: {code or 'no answer'}  {body.strip()[:400]}")
+    return 0 if code == 200 and all(service.ready for service in states) else 1
+
+
+def smoke(_: Context, words: list[str]) -> int:
+    """Run the live tests against the stack that runs."""
+    running = current_stack()
+    code, body = stack.fetch(f"{running.address}/ready")
+    if code != 200:
+        raise StepError(
+            "the stack is not ready",
+            expected=f"200 from {running.address}/ready",
+            found=f"{code or body}",
+            fix="make up",
+        )
+    environment = {"EPD_PROXY_URL": running.address, "COMPOSE_PROJECT_NAME": running.project}
+    argv = [str(venv.program(ROOT, "pytest")), "tests/smoke", *words]
+    return subprocess.run(argv, check=False, cwd=ROOT, env=command.environment(environment)).returncode
+
+
+def make_venv(it: Context, _: list[str]) -> int:
+    """Make the virtual environment of the tests, unless it is up to date."""
+    venv.provide(ROOT, it.distribution, root_user=it.root_user, no_install=it.settings.no_install)
+    return 0
+
+
+COMMANDS: dict[str, tuple[Callable[[Context, list[str]], int], str]] = {
+    "up": (up, "install what is missing, build, start, wait"),
+    "down": (down, "stop the stack"),
+    "clean": (clean, "remove everything that up made"),
+    "build": (build, "build the images"),
+    "logs": (logs, "follow the logs"),
+    "status": (status, "show how the stack is"),
+    "smoke": (smoke, "live tests against the stack"),
+    "venv": (make_venv, "make the virtual environment of the tests"),
+}

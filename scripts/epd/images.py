@@ -1,0 +1,172 @@
+"""Our images: what they are called, whether they are up to date, and how they are built or pulled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from epd import base_image, command
+from epd.buildlog import BuildLog
+from epd.display import Display
+from epd.errors import StepError
+
+BAKE_FILE = "docker/docker-bake.hcl"
+SERVED = ("cpu", "proxy")
+"""The bake targets that a stack on the CPU profile runs."""
+TEST = "cpu-test"
+INPUTS_LABEL = "org.ascend-epd.inputs"
+INPUTS = (".dockerignore", "connector", "docker", "proxy", "scripts/tiny_model.py")
+"""What goes into the images: the build context, as .dockerignore lets it through."""
+_NOT_INPUTS = ("__pycache__", "dist", ".pytest_cache", ".mypy_cache", ".ruff_cache")
+_FAILURE_TAIL_LINES = 40
+_PULL_FIRST_ANSWER_S = 60.0
+
+
+def inputs_hash(root: Path) -> str:
+    """Return a hash of every file that goes into the images: its path, its mode for execution, its bytes."""
+    digest = hashlib.sha256()
+    for path in _input_files(root):
+        executable = b"x" if path.stat().st_mode & 0o100 else b"-"
+        content = hashlib.sha256(path.read_bytes()).digest()
+        digest.update(f"{path.relative_to(root)}\0".encode() + executable + content)
+    return digest.hexdigest()[:32]
+
+
+def _input_files(root: Path) -> Iterator[Path]:
+    for name in INPUTS:
+        start = root / name
+        paths = sorted(start.rglob("*")) if start.is_dir() else [start]
+        for path in paths:
+            parts = path.relative_to(root).parts
+            skipped = any(part in _NOT_INPUTS or part.endswith(".egg-info") for part in parts)
+            if path.is_file() and not skipped:
+                yield path
+
+
+def bake_environment(versions: Mapping[str, str], *, base: str, inputs: str, root: Path) -> dict[str, str]:
+    """Return the values of the variables in the bake file: versions.env wins over the caller's environment.
+
+    A CI image may well have a PYTHON_VERSION of its own. Proxies, and the package indexes that pip was told to use, are
+    the caller's.
+    """
+    revision = command.probe("git", "-C", str(root), "rev-parse", "HEAD").stdout.strip()
+    values = {**versions, "EPD_INPUTS": inputs, "EPD_REVISION": revision, "CA_BUNDLE": ca_bundle(os.environ)}
+    if base:
+        values["BASE_IMAGE"] = base
+    return values
+
+
+def ca_bundle(environ: Mapping[str, str]) -> str:
+    """Return the certificates this machine trusts, for downloads in the build; an empty file where it has none."""
+    candidates = (environ.get("SSL_CERT_FILE", ""), environ.get("PIP_CERT", ""), "/etc/ssl/certs/ca-certificates.crt")
+    return next((name for name in candidates if name and Path(name).is_file()), "/dev/null")
+
+
+def tags(root: Path, targets: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the image name of each bake target, as the bake file computes it.
+
+    Raises:
+        CommandError: the bake file cannot be read.
+    """
+    argv = ["docker", "buildx", "bake", "-f", str(root / BAKE_FILE), "--print", *targets]
+    plan = json.loads(command.read(*argv, env=environment, fix=f"correct {BAKE_FILE}"))
+    return {name: plan["target"][name]["tags"][0] for name in targets}
+
+
+def is_current(tag: str, inputs: str) -> bool:
+    """Whether the engine has this image, built from the files of now."""
+    template = f'{{{{index .Config.Labels "{INPUTS_LABEL}"}}}}'
+    result = command.probe("docker", "image", "inspect", "--format", template, tag)
+    return result.ok and result.stdout.strip() == inputs
+
+
+def pull(names: Mapping[str, str]) -> None:
+    """Pull prebuilt images.
+
+    Raises:
+        StepError: one cannot be pulled.
+    """
+    for tag in names.values():
+        print(f"Pulling {tag} …", flush=True)
+        reason = base_image.pull(tag, first_answer_s=_PULL_FIRST_ANSWER_S)
+        if reason is not None:
+            raise StepError(
+                f"cannot pull {tag}",
+                expected="a registry that has it",
+                found=reason,
+                fix="name the registry (REGISTRY=registry.example/team/ make pull), or build: `make build`",
+            )
+
+
+def build(root: Path, targets: tuple[str, ...], environment: Mapping[str, str], *, timeout_s: float) -> None:
+    """Build images with BuildKit, showing the steps that run.
+
+    Raises:
+        StepError: the build failed or did not end in time; its last lines are in the message.
+    """
+    log = root / "build" / "images.log"
+    log.parent.mkdir(exist_ok=True)
+    argv = ["docker", "buildx", "bake", "-f", BAKE_FILE, "--load", "--progress=plain", *_proxies(os.environ), *targets]
+    print(f"Building {', '.join(targets)} (the whole log: {log.relative_to(root)}) …", flush=True)
+    began_s = time.monotonic()
+    process = subprocess.Popen(
+        argv,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=command.environment(environment),
+    )
+    alarm = threading.Timer(timeout_s, process.terminate)
+    alarm.start()
+    try:
+        _follow(process, log)
+        code = process.wait()
+    finally:
+        alarm.cancel()
+        if process.poll() is None:  # interrupted: do not leave a build behind
+            process.terminate()
+    if code != 0:
+        tail = log.read_text(errors="replace").splitlines()[-_FAILURE_TAIL_LINES:]
+        late = time.monotonic() - began_s >= timeout_s
+        raise StepError(
+            "the images could not be built",
+            expected=f"{', '.join(targets)} within {timeout_s:.0f} s (EPD_BUILD_TIMEOUT_S)",
+            found="\n    ".join(["no end in time" if late else f"exit code {code}; the log ends with", *tail]),
+            fix=f"see {log}; a download that broke off is worth a second `make up`, finished steps are kept",
+        )
+    print(f"  built in {time.monotonic() - began_s:.0f} s", flush=True)
+
+
+def _follow(process: subprocess.Popen[str], log: Path) -> None:
+    """Copy the build's output to the log, and show its steps at most twice a second."""
+    assert process.stdout is not None  # noqa: S101 (it was opened as a pipe; tells mypy so)
+    display, steps, shown_s = Display(), BuildLog(), 0.0
+    with log.open("w") as file:
+        for line in process.stdout:
+            file.write(line)
+            sentence = steps.feed(line)
+            if sentence:
+                display.note(sentence)
+            if time.monotonic() - shown_s >= 0.5:
+                file.flush()
+                display.show(steps.rows())
+                shown_s = time.monotonic()
+    display.show([])
+
+
+def _proxies(environ: Mapping[str, str]) -> list[str]:
+    """Return bake arguments that hand the caller's HTTP proxies to the build; BuildKit knows these build arguments."""
+    arguments = []
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
+        value = environ.get(name) or environ.get(name.lower())
+        if value:
+            arguments += ["--set", f"*.args.{name}={value}"]
+    return arguments
