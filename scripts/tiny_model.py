@@ -68,8 +68,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",  # noqa: S106 - a token of the vocabulary, no secret
+        eos_token="<|im_end|>",  # noqa: S106 - tokens of the vocabulary, no secrets
+        pad_token="<|endoftext|>",  # noqa: S106
         additional_special_tokens=list(SPECIAL_TOKENS),
         model_max_length=MAX_POSITIONS,
         chat_template=CHAT_TEMPLATE,

@@ -1,0 +1,98 @@
+"""A live stack: real containers of one topology beside one ordinary vLLM, in a compose project of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+START_TIMEOUT_S = 600
+PROJECT = "ascend-epd-test"
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Handles on a running stack."""
+
+    topology: str
+    proxy_port: int
+
+    @property
+    def url(self) -> str:
+        """Base URL of the proxy."""
+        return f"http://127.0.0.1:{self.proxy_port}"
+
+    def compose(self, *words: str, timeout_s: float = 120, check: bool = True) -> str:
+        """Run `docker compose WORDS` on the stack; return what it printed."""
+        files = ["-f", f"compose/{self.topology}.yaml", "-f", "tests/smoke/monolith.yaml"]
+        # Nothing of the caller's own stack leaks in: neither its .env nor its shell variables.
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("EPD_", "COMPOSE_"))}
+        environ |= {"EPD_PROXY_PORT": str(self.proxy_port)}
+        done = subprocess.run(
+            ["docker", "compose", "--env-file", "/dev/null", "-p", PROJECT, *files, *words],
+            cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+        if check and done.returncode != 0:
+            raise RuntimeError(f"docker compose {' '.join(words)} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout + done.stderr
+
+    def service_url(self, service: str, port: int = 8000) -> str:
+        """Return the base URL of a service on the stack's bridge network, which the host reaches directly."""
+        container = self.compose("ps", "--quiet", service).strip()
+        inspected = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True)
+        networks = json.loads(inspected.stdout)[0]["NetworkSettings"]["Networks"]
+        return f"http://{next(iter(networks.values()))['IPAddress']}:{port}"
+
+    def metrics(self, service: str, port: int = 8000) -> Mapping[str, float]:
+        """Return the samples of a service's /metrics, summed over their labels."""
+        with urllib.request.urlopen(f"{self.service_url(service, port)}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        totals: dict[str, float] = {}
+        for name, value in re.findall(r"^([a-zA-Z_:][\w:]*)(?:\{.*\})? (\S+)$", text, re.MULTILINE):
+            totals[name] = totals.get(name, 0.0) + float(value)
+        return totals
+
+    def wait_healthy(self, service: str, timeout_s: float = 180) -> None:
+        """Wait until a service's health check passes."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            lines = self.compose("ps", "--all", "--format", "json", service).splitlines()
+            if lines and json.loads(lines[0])["Health"] == "healthy":
+                return
+            time.sleep(1)
+        raise TimeoutError(f"{service} was not healthy within {timeout_s:.0f} s:\n{self.logs(service)}")
+
+    def logs(self, *services: str, lines: int = 60) -> str:
+        """Return the last lines that services logged."""
+        return self.compose("logs", "--no-color", "--tail", str(lines), *services, check=False)
+
+
+@contextmanager
+def running_stack(topology: str) -> Iterator[Stack]:
+    """Start a topology and its yardstick from nothing, and remove all of it afterwards."""
+    stack = Stack(topology, free_port())
+    stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
+    try:
+        try:
+            stack.compose("up", "--detach", "--wait", "--quiet-pull", timeout_s=START_TIMEOUT_S)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            raise RuntimeError(f"the stack did not start: {error}\n{stack.logs()}") from error
+        yield stack
+    finally:
+        stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "5", check=False)
