@@ -1,0 +1,35 @@
+"""The console script ``epd-proxy``."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+import uvloop
+
+from . import logs
+from .app import serve
+from .config import load_config
+from .errors import ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the proxy until it is stopped. Returns the exit code: 0, or 2 for a configuration that cannot work."""
+    try:
+        config = load_config(sys.argv[1:] if argv is None else argv, os.environ)
+        logs.set_up(config.logging.level, config.logging.style)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(config))
+    except ConfigError as error:
+        noun = "fault" if len(error.faults) == 1 else "faults"
+        sys.stderr.write(f"epd-proxy: {len(error.faults)} {noun} in the configuration:\n")
+        sys.stderr.writelines(f"  - {fault}\n" for fault in error.faults)
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"epd-proxy: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

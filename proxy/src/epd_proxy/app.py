@@ -1,0 +1,95 @@
+"""Composition root: makes the parts, joins them, starts and stops them."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from .config import ProxyConfig
+from .flows import Stages, choose_flow
+from .handlers import Handlers, answer_errors
+from .health import Prober
+from .metrics import Metrics
+from .pool import Pool
+from .status import Status
+from .upstream import Upstream
+
+log = logging.getLogger(__name__)
+
+HANDLERS = web.AppKey("handlers", Handlers)
+STAGES = web.AppKey("stages", Stages)
+
+
+def build_app(config: ProxyConfig) -> web.Application:
+    """Return the application. Raises :class:`epd_proxy.errors.ConfigError` for a topology it cannot serve."""
+    metrics = Metrics()
+    pools = {stage: Pool(stage, urls) for stage, urls in config.topology.stages().items()}
+    stages = Stages(pools, Upstream(config.timeouts), config, metrics)
+    metrics.watch_endpoints(lambda: [sample for pool in pools.values() for sample in pool.samples()])
+    handlers = Handlers(choose_flow(stages), metrics, config.limits, has_encoders="encode" in pools)
+
+    # aiohttp refuses what is *over* its limit, as we do; 0 would mean no limit.
+    app = web.Application(client_max_size=config.limits.body_bytes, middlewares=[answer_errors])
+    app[HANDLERS] = handlers
+    app[STAGES] = stages
+    handlers.add_routes(app)
+    Status(pools, metrics).add_routes(app)
+    app.cleanup_ctx.append(_run_backends)
+    return app
+
+
+async def serve(config: ProxyConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends it at once."""
+    app = build_app(config)
+    runner = web.AppRunner(
+        app,
+        access_log=None,  # one line of our own a request, see logs
+        handler_cancellation=True,  # a client that leaves ends its handler, and with it every stage
+        shutdown_timeout=1.0,  # the draining before it has waited already
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, config.listen.host, config.listen.port, backlog=4096, reuse_address=True)
+        await site.start()
+        log.info("listening on %s", ", ".join(f"{name[0]}:{name[1]}" for name in runner.addresses))
+        _warn_of_missing_encoders(config)
+        await _signalled()
+        await site.stop()
+        await app[HANDLERS].drain(config.timeouts.drain_s)
+    finally:
+        await runner.cleanup()
+
+
+async def _signalled() -> None:
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+
+    def note(number: signal.Signals) -> None:
+        log.info("%s: no new requests from here on", number.name)
+        came.set()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(each)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, note, number)
+    await came.wait()
+
+
+def _warn_of_missing_encoders(config: ProxyConfig) -> None:
+    if not config.topology.encode:
+        log.warning("no --encode instance: pictures, videos and sounds are encoded where they are prefilled")
+
+
+async def _run_backends(app: web.Application) -> AsyncIterator[None]:
+    stages = app[STAGES]
+    await stages.upstream.start()
+    prober = Prober(stages.pools.values(), stages.upstream, stages.config.health)
+    probing = asyncio.create_task(prober.run(), name="prober")
+    yield
+    probing.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await probing
+    await stages.upstream.close()

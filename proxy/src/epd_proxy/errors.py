@@ -1,0 +1,137 @@
+"""All errors of the proxy; each class knows the HTTP status the client gets.
+
+::
+
+    ProxyError
+    ├── ConfigError (ValueError)                      refused at start, never on the wire
+    ├── InvalidRequestError (ValueError)       400    the client's input is at fault
+    │   ├── BodyTooLargeError                  413
+    │   ├── NotFoundError (LookupError)        404
+    │   └── MethodNotAllowedError              405
+    ├── UnavailableError                       503    no usable endpoint, or draining
+    ├── RefusedByBackendError                  as the backend said (4xx, and 5xx after the last attempt)
+    └── BackendError                           502    the backend is at fault
+        ├── BackendConnectError (ConnectionError)     502    no connection could be made
+        ├── BackendDisconnectError (ConnectionError)  502    the connection broke
+        ├── BackendProtocolError               502    what it sent is not a usable answer
+        └── BackendTimeoutError (TimeoutError) 504    it took too long
+"""
+
+from collections.abc import Sequence
+
+import orjson
+
+
+class ProxyError(Exception):
+    """Base of all; ``status``, ``kind`` and ``str(error)`` make the OpenAI-style JSON body."""
+
+    status = 500
+    kind = "InternalServerError"
+
+    def body(self) -> bytes:
+        """Return the JSON body in the form OpenAI and vLLM use."""
+        return error_body(str(self), self.kind, self.status)
+
+    @property
+    def content_type(self) -> str:
+        """Media type of :meth:`body`."""
+        return "application/json"
+
+
+class ConfigError(ProxyError, ValueError):
+    """The configuration cannot work; carries every fault that was found."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("; ".join(self.faults))
+
+
+class InvalidRequestError(ProxyError, ValueError):
+    """The client's input is at fault; the message says what was expected."""
+
+    status = 400
+    kind = "BadRequestError"
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """The request body is over the limit."""
+
+    status = 413
+    kind = "RequestEntityTooLarge"
+
+
+class NotFoundError(InvalidRequestError, LookupError):
+    """There is nothing at this path."""
+
+    status = 404
+    kind = "NotFoundError"
+
+
+class MethodNotAllowedError(InvalidRequestError):
+    """The path exists, the method does not."""
+
+    status = 405
+    kind = "MethodNotAllowed"
+
+
+class UnavailableError(ProxyError):
+    """No endpoint can take the request now; trying again later may work."""
+
+    status = 503
+    kind = "ServiceUnavailable"
+
+
+class RefusedByBackendError(ProxyError):
+    """A backend answered with an error status; passed on with its status and body."""
+
+    kind = "BackendRefused"
+
+    def __init__(self, stage: str, status: int, body: bytes, content_type: str) -> None:
+        super().__init__(f"the {stage} instance answered {status}")
+        self.status = status
+        self._body = body
+        self._content_type = content_type
+
+    def body(self) -> bytes:
+        """Return the backend's own body, or one of ours where it sent none."""
+        return self._body or super().body()
+
+    @property
+    def content_type(self) -> str:
+        """Media type of the backend's body."""
+        return self._content_type if self._body else super().content_type
+
+
+class BackendError(ProxyError):
+    """A backend is at fault; ``backend`` is its base URL."""
+
+    status = 502
+    kind = "BadGateway"
+
+    def __init__(self, backend: str, message: str) -> None:
+        super().__init__(message)
+        self.backend = backend
+
+
+class BackendConnectError(BackendError, ConnectionError):
+    """No connection to the backend could be made."""
+
+
+class BackendDisconnectError(BackendError, ConnectionError):
+    """The backend's connection broke before its answer was complete."""
+
+
+class BackendProtocolError(BackendError):
+    """What the backend sent is not a usable answer."""
+
+
+class BackendTimeoutError(BackendError, TimeoutError):
+    """The backend took longer than the stage allows."""
+
+    status = 504
+    kind = "GatewayTimeout"
+
+
+def error_body(message: str, kind: str, status: int, param: str | None = None) -> bytes:
+    """Return ``{"error": {message, type, param, code}}``, the form vLLM 0.23 answers with."""
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}})

@@ -1,0 +1,123 @@
+"""One stage, tried on one instance after the other until the first byte is here."""
+
+import asyncio
+import logging
+
+from ..errors import (
+    BackendConnectError,
+    BackendDisconnectError,
+    BackendError,
+    BackendProtocolError,
+    BackendTimeoutError,
+    InvalidRequestError,
+    ProxyError,
+    RefusedByBackendError,
+    UnavailableError,
+)
+from ..logs import AccessRecord
+from ..pool import Endpoint, Pool
+from ..protocol import describe_fetch_failure, is_openai_error
+from ..relay import Answer
+from ..upstream import Call
+from .interface import Stages
+
+log = logging.getLogger(__name__)
+
+_ANSWER_MAX_BYTES = 256 * 1024 * 1024
+# The instance is at fault or overloaded, not the request: another one may do better.
+_RETRIED_STATUSES = frozenset((408, 429, 500, 502, 503, 504))
+
+
+async def open_answer(
+    stages: Stages, pool: Pool, call: Call, cost: int, record: AccessRecord, *, remote_media: bool = False
+) -> Answer:
+    """Send ``call`` to the least loaded endpoint of ``pool``, and to others while that fails.
+
+    Raises :class:`ProxyError` for the last failure; then nothing is left open. A time-out is not tried again: the
+    client has waited long enough, and the instance may still be busy with it.
+    """
+    tried: list[Endpoint] = []
+    while True:
+        answer = Answer(pool.lease(cost, tried))
+        tried.append(answer.lease.endpoint)
+        _note_attempt(record, tried[-1])
+        try:
+            await _open(stages, answer, call, remote_media=remote_media)
+        except BaseException as error:
+            answer.close()
+            if not isinstance(error, ProxyError):
+                raise
+            stages.metrics.attempts.labels(pool.stage, type(error).__name__).inc()
+            log.info("%s of request %s failed at %s: %s", pool.stage, record.request_id, tried[-1].url, error)
+            if not _worth_retrying(error) or len(tried) >= stages.config.retry.max_attempts:
+                raise _final(error) from error
+            await asyncio.sleep(stages.config.retry.delay_s * 2 ** (len(tried) - 1))
+            if not pool.has_untried(tried):
+                raise _final(error) from error
+        else:
+            stages.metrics.attempts.labels(pool.stage, "ok").inc()
+            return answer
+
+
+def _note_attempt(record: AccessRecord, endpoint: Endpoint) -> None:
+    if endpoint.stage == "encode":
+        record.encode_endpoints.append(endpoint.url)
+    else:
+        record.endpoint = endpoint.url
+        record.attempts += 1
+
+
+async def _open(stages: Stages, answer: Answer, call: Call, *, remote_media: bool) -> None:
+    endpoint = answer.lease.endpoint
+    try:
+        async with asyncio.timeout(call.first_byte_s):
+            answer.response = await stages.upstream.send(endpoint.url, call)
+            if not (answer.response.is_event_stream and answer.response.status < 300):
+                answer.whole = await answer.response.read_all(_ANSWER_MAX_BYTES)
+    except TimeoutError as error:
+        if isinstance(error, BackendTimeoutError):
+            raise
+        raise BackendTimeoutError(endpoint.url, "the instance did not answer in time") from error
+    except BackendConnectError as error:
+        endpoint.mark_unreachable(str(error))
+        raise
+    except BackendDisconnectError as error:
+        endpoint.mark_disconnected(str(error))
+        raise
+    endpoint.mark_answered()
+    _check_status(answer, remote_media=remote_media)
+
+
+def _check_status(answer: Answer, *, remote_media: bool) -> None:
+    """Raise unless the answer is one that the client can have."""
+    endpoint, response = answer.lease.endpoint, answer.response
+    if response is None or response.status >= 400:
+        _refuse(answer, remote_media=remote_media)
+    elif response.status >= 300:
+        raise BackendProtocolError(endpoint.url, f"the {endpoint.stage} instance answered with a redirect")
+    elif not response.first and not answer.whole:
+        raise BackendProtocolError(endpoint.url, f"the {endpoint.stage} instance sent an empty answer")
+
+
+def _refuse(answer: Answer, *, remote_media: bool) -> None:
+    response, body, stage = answer.response, answer.whole or b"", answer.lease.endpoint.stage
+    if response is None:
+        raise RuntimeError("the answer was not opened")
+    if remote_media and (reason := describe_fetch_failure(response.status, body)):
+        raise InvalidRequestError(reason)
+    raise RefusedByBackendError(stage, response.status, body, response.content_type)
+
+
+def _worth_retrying(error: ProxyError) -> bool:
+    if isinstance(error, RefusedByBackendError):
+        return error.status in _RETRIED_STATUSES
+    return isinstance(error, BackendError) and not isinstance(error, BackendTimeoutError)
+
+
+def _final(error: ProxyError) -> ProxyError:
+    """Return what the client is told: a server error's body is passed on only when it is of OpenAI's form."""
+    if isinstance(error, RefusedByBackendError) and error.status >= 500 and not is_openai_error(error.body()):
+        return BackendError("", f"the instance failed with status {error.status}")
+    if isinstance(error, BackendConnectError):
+        return UnavailableError(str(error))
+    return error

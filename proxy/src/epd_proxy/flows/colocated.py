@@ -1,0 +1,37 @@
+"""One instance prefills and decodes: it gets the client's body as it came."""
+
+from ..logs import AccessRecord
+from ..protocol import Headers
+from ..relay import Answer
+from ..upstream import Call
+from .attempts import open_answer
+from .fanout import EncodeFanout
+from .interface import Job, Stages
+
+
+class ColocatedFlow:
+    """Encode, then prefill and decode in one place."""
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages = stages
+        self._pool = stages.pools["prefill_decode"]
+        self._encode = EncodeFanout(stages)
+
+    async def answer(self, job: Job) -> Answer:
+        """See :class:`epd_proxy.flows.interface.Flow`."""
+        await self._encode.run(job)
+        call = Call(
+            path=job.request.api.path,
+            headers=job.headers_for(job.record.request_id),
+            first_byte_s=self._stages.config.timeouts.first_byte_s,
+            body=job.request.body,
+        )
+        return await open_answer(
+            self._stages, self._pool, call, job.plan.cost, job.record, remote_media=job.request.has_remote_media
+        )
+
+    async def models(self, headers: Headers, record: AccessRecord) -> Answer:
+        """See :class:`epd_proxy.flows.interface.Flow`."""
+        first_byte_s = self._stages.config.health.timeout_s
+        call = Call("/v1/models", [*headers, ("X-Request-Id", record.request_id)], first_byte_s, method="GET")
+        return await open_answer(self._stages, self._pool, call, 1, record)

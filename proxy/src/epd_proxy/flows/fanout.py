@@ -1,0 +1,91 @@
+"""The encode stage: each item to the least loaded encoder, one item a request, all at once.
+
+One item a request because an encode-only instance stops after one step: of several items that do not fit it, the rest
+would stay un-encoded (docs of the EC connector).
+"""
+
+import asyncio
+import logging
+import time
+
+from ..errors import BackendError, ProxyError, RefusedByBackendError, UnavailableError
+from ..protocol import MediaItem, encode_body, is_openai_error
+from ..upstream import Call
+from .attempts import open_answer
+from .interface import Job, Stages
+
+log = logging.getLogger(__name__)
+
+
+class EncodeFanout:
+    """Has the items of a request encoded before the next stage needs them."""
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages = stages
+        self._pool = stages.pools.get("encode")
+
+    async def run(self, job: Job) -> None:
+        """Return when every item of the plan was encoded, or is left to the next stage.
+
+        Raises :class:`ProxyError` when an item is refused, or an encoder fails and the fallback is off; the other
+        items' requests are closed then.
+        """
+        items = job.plan.encode
+        if not items:
+            return
+        started = time.monotonic()
+        try:
+            if len(items) == 1:
+                await self._encode(job, items[0], 0)
+            else:
+                await self._encode_all(job, items)
+        finally:
+            job.record.encode_s = time.monotonic() - started
+            self._stages.metrics.encode_seconds.observe(job.record.encode_s)
+
+    async def _encode_all(self, job: Job, items: tuple[MediaItem, ...]) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for index, item in enumerate(items):
+                    tasks.create_task(self._encode(job, item, index), name=f"encode {job.record.request_id} {index}")
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def _encode(self, job: Job, item: MediaItem, index: int) -> None:
+        count = self._stages.metrics.items
+        try:
+            await self._send(job, item, index)
+        except (BackendError, UnavailableError, RefusedByBackendError) as error:
+            if _is_refusal(error):
+                count.labels(item.modality, "refused").inc()
+                raise _in_openai_form(error) from error
+            if self._stages.config.encode_fallback == "off":
+                raise UnavailableError(f"the item could not be encoded: {error}") from error
+            count.labels(item.modality, "local").inc()
+            log.warning("item %d of request %s is left to the next stage: %s", index, job.record.request_id, error)
+        else:
+            count.labels(item.modality, "encoded").inc()
+            job.record.encoded += 1
+
+    async def _send(self, job: Job, item: MediaItem, index: int) -> None:
+        if self._pool is None:
+            raise UnavailableError("there is no encode stage")
+        call = Call(
+            path=job.request.api.path,
+            headers=job.headers_for(f"{job.record.request_id}-encode-{index}"),
+            first_byte_s=self._stages.config.timeouts.encode_s,
+            body=encode_body(job.request.document, item),
+        )
+        answer = await open_answer(self._stages, self._pool, call, item.cost, job.record, remote_media=item.remote)
+        answer.close()
+
+
+def _is_refusal(error: ProxyError) -> bool:
+    """Whether the item itself is at fault; 408 and 429 are about the encoder's load."""
+    return isinstance(error, RefusedByBackendError) and 400 <= error.status < 500 and error.status not in (408, 429)
+
+
+def _in_openai_form(error: ProxyError) -> ProxyError:
+    if isinstance(error, RefusedByBackendError) and not is_openai_error(error.body()):
+        return RefusedByBackendError("encode", error.status, b"", "")
+    return error

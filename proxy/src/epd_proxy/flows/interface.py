@@ -1,0 +1,51 @@
+"""What every handshake gets and gives."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..config import ProxyConfig
+from ..logs import AccessRecord
+from ..metrics import Metrics
+from ..plan import Plan
+from ..pool import Pool
+from ..protocol import Headers, InferenceRequest
+from ..relay import Answer
+from ..upstream import Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What the flows share: the pools by stage name, the way to them, and where to count."""
+
+    pools: Mapping[str, Pool]
+    upstream: Upstream
+    config: ProxyConfig
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request on its way; ``headers`` are the client's that go to every stage, without a request id."""
+
+    request: InferenceRequest
+    plan: Plan
+    headers: Headers
+    record: AccessRecord
+
+    def headers_for(self, request_id: str) -> Headers:
+        """Return the headers of a stage's request."""
+        return [*self.headers, ("X-Request-Id", request_id)]
+
+
+class Flow(Protocol):
+    """A handshake between the stages."""
+
+    async def answer(self, job: Job) -> Answer:
+        """Run the stages and return the open answer, its first bytes read; the caller closes it.
+
+        Raises :class:`epd_proxy.errors.ProxyError`; then no lease, connection or task is left.
+        """
+
+    async def models(self, headers: Headers, record: AccessRecord) -> Answer:
+        """Return the open answer to ``GET /v1/models``; raises as :meth:`answer` does."""

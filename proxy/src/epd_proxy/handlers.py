@@ -1,0 +1,194 @@
+"""The HTTP edge for clients: bodies in, answers or OpenAI-style errors out, one log line each."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
+
+from . import plan, protocol
+from .config import Limits
+from .errors import (
+    BodyTooLargeError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    ProxyError,
+    UnavailableError,
+)
+from .flows import Flow, Job
+from .logs import AccessRecord, log_access
+from .metrics import Metrics
+from .relay import SERVER, send_answer
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# Decoding so much base64 takes about 0.1 ms a MiB; above this it would be felt by the other requests.
+_PARSE_ASIDE_FROM_BYTES = 4 * 1024 * 1024
+_CLIENT_LEFT = 499
+_RETRY_AFTER_S = 1
+
+
+class Handlers:
+    """Serves the clients' requests and knows which are running."""
+
+    def __init__(self, flow: Flow, metrics: Metrics, limits: Limits, *, has_encoders: bool) -> None:
+        self._flow = flow
+        self._metrics = metrics
+        self._limits = limits
+        self._has_encoders = has_encoders
+        self._running: set[asyncio.Task[object]] = set()
+        self.draining = False
+
+    def __repr__(self) -> str:
+        return f"<Handlers running={len(self._running)} draining={self.draining}>"
+
+    def add_routes(self, app: web.Application) -> None:
+        """Add what clients may call."""
+        for api in (protocol.CHAT, protocol.COMPLETIONS):
+            app.router.add_route("POST", api.path, self._inference(api), expect_handler=self._on_expect)
+        app.router.add_get("/v1/models", self._models)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests, wait for the running ones, and end those that are left after ``timeout_s``."""
+        self.draining = True
+        if self._running:
+            log.info("waiting up to %.0f s for %d requests to end", timeout_s, len(self._running))
+            _, late = await asyncio.wait(self._running, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            if late:
+                log.warning("%d requests did not end within %.0f s and were closed", len(late), timeout_s)
+                await asyncio.wait(late, timeout=1)
+
+    def _inference(self, api: protocol.Api) -> Handler:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            return await self._serve(request, lambda record: self._infer(api, request, record))
+
+        return handle
+
+    async def _models(self, request: web.Request) -> web.StreamResponse:
+        async def answer(record: AccessRecord) -> web.StreamResponse:
+            opened = await self._flow.models(protocol.forwarded_headers(request.headers), record)
+            return await send_answer(opened, request, record, self._metrics)
+
+        return await self._serve(request, answer)
+
+    async def _infer(self, api: protocol.Api, request: web.Request, record: AccessRecord) -> web.StreamResponse:
+        body = await _read_body(request, self._limits.body_bytes)
+        record.bytes_in = len(body)
+        parsed = await self._parse(api, body)
+        record.model, record.stream, record.items = parsed.model, parsed.stream, len(parsed.items)
+        job = Job(
+            request=parsed,
+            plan=plan.build(parsed, has_encoders=self._has_encoders),
+            headers=protocol.forwarded_headers(request.headers),
+            record=record,
+        )
+        answer = await self._flow.answer(job)
+        return await send_answer(answer, request, record, self._metrics, api.stream_end)
+
+    async def _parse(self, api: protocol.Api, body: bytes) -> protocol.InferenceRequest:
+        items_max = self._limits.media_items
+        if len(body) < _PARSE_ASIDE_FROM_BYTES:
+            return protocol.parse_request(api, body, items_max=items_max)
+        return await asyncio.to_thread(protocol.parse_request, api, body, items_max=items_max)
+
+    async def _serve(
+        self, request: web.Request, answer: Callable[[AccessRecord], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        record = _open_record(request)
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a handler runs in a task")
+        self._running.add(task)
+        try:
+            if self.draining:
+                raise UnavailableError("the proxy is shutting down")
+            return await answer(record)
+        except ProxyError as error:
+            return _error_response(error, record)
+        except (asyncio.CancelledError, ConnectionError):
+            record.status = record.status or _CLIENT_LEFT
+            record.error = record.error or "the client left"
+            raise
+        except Exception:
+            log.exception("request %s failed", record.request_id)
+            return _error_response(ProxyError("the proxy failed to serve the request"), record)
+        finally:
+            self._running.discard(task)
+            self._count(request, record)
+
+    def _count(self, request: web.Request, record: AccessRecord) -> None:
+        resource = request.match_info.route.resource
+        path = resource.canonical if resource else "other"
+        self._metrics.requests.labels(path, str(record.status)).inc()
+        self._metrics.request_seconds.labels(path).observe(record.elapsed_s())
+        if record.first_byte_s:
+            self._metrics.first_byte_seconds.labels(path).observe(record.first_byte_s)
+        log_access(record)
+
+    async def _on_expect(self, request: web.Request) -> web.StreamResponse | None:
+        """Answer ``Expect: 100-continue``: a body that is too large need not be sent at all."""
+        try:
+            _check_length(request, self._limits.body_bytes)
+        except BodyTooLargeError as error:
+            return _error_response(error, _open_record(request))
+        if request.headers["Expect"].lower() == "100-continue" and request.transport:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return None
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give aiohttp's own errors (no such path, wrong method) OpenAI's form."""
+    try:
+        return await handler(request)
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        problem: ProxyError = MethodNotAllowedError(f"{request.path} takes {allowed}, not {request.method}")
+        response = _error_response(problem, _open_record(request))
+        response.headers["Allow"] = allowed
+        return response
+    except web.HTTPNotFound:
+        return _error_response(NotFoundError(f"there is nothing at {request.path}"), _open_record(request))
+
+
+def _open_record(request: web.Request) -> AccessRecord:
+    return AccessRecord(
+        method=request.method,
+        path=request.path,
+        request_id=protocol.choose_request_id(request.headers),
+        client=request.remote or "",
+        trace_id=protocol.trace_id(request.headers),
+    )
+
+
+def _error_response(error: ProxyError, record: AccessRecord) -> web.Response:
+    body = error.body()
+    record.status, record.error, record.bytes_out = error.status, str(error), len(body)
+    headers = {"X-Request-Id": record.request_id, "Server": SERVER}
+    if content_type := error.content_type:
+        headers["Content-Type"] = content_type
+    if error.status == 503:
+        headers["Retry-After"] = str(_RETRY_AFTER_S)
+    return web.Response(status=error.status, body=body, headers=headers)
+
+
+def _check_length(request: web.Request, size_max_bytes: int) -> None:
+    if (request.content_length or 0) > size_max_bytes:
+        raise BodyTooLargeError(f"the body has {request.content_length} bytes, expected at most {size_max_bytes}")
+
+
+async def _read_body(request: web.Request, size_max_bytes: int) -> bytes:
+    """Read the body. One announced as too large is never read, one that turns out so is read no further."""
+    _check_length(request, size_max_bytes)
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise BodyTooLargeError(f"the body is over {size_max_bytes} bytes") from error
+    except (web.RequestPayloadError, BadHttpMessage) as error:
+        raise InvalidRequestError(f"the body could not be read: {error}") from error

@@ -1,0 +1,44 @@
+"""The prober: asks every instance for ``GET /health`` and marks the pools."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from .config import Health as HealthConfig
+from .errors import BackendError
+from .pool import Endpoint, Pool
+from .upstream import Call, Upstream
+
+log = logging.getLogger(__name__)
+
+
+class Prober:
+    """Probes each endpoint on its own beat, so that one that hangs does not delay the others."""
+
+    def __init__(self, pools: Iterable[Pool], upstream: Upstream, config: HealthConfig) -> None:
+        self._endpoints = [endpoint for pool in pools for endpoint in pool.endpoints]
+        self._upstream = upstream
+        self._interval_s = config.interval_s
+        self._call = Call("/health", headers=[], first_byte_s=config.timeout_s, method="GET")
+
+    async def run(self) -> None:
+        """Probe until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for endpoint in self._endpoints:
+                tasks.create_task(self._watch(endpoint), name=f"probe {endpoint.url}")
+
+    async def _watch(self, endpoint: Endpoint) -> None:
+        while True:
+            error = await self._probe(endpoint)
+            if endpoint.mark_probe(error):
+                log.log(logging.WARNING if error else logging.INFO, "%s instance %s is %s%s", endpoint.stage,
+                        endpoint.url, endpoint.health.value, f": {error}" if error else "")  # fmt: skip
+            await asyncio.sleep(self._interval_s)
+
+    async def _probe(self, endpoint: Endpoint) -> str | None:
+        try:
+            response = await self._upstream.send(endpoint.url, self._call)
+        except BackendError as error:
+            return str(error)
+        response.close()
+        return None if response.status == 200 else f"GET /health answered {response.status}"

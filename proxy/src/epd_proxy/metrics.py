@@ -1,0 +1,80 @@
+"""Prometheus metrics. A registry of our own, so that two proxies in one process do not meet."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSample:
+    """What one endpoint looks like at scrape time."""
+
+    stage: str
+    endpoint: str
+    up: bool
+    leases: int
+    cost: int
+
+
+class Metrics:
+    """Everything the proxy counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("epd_proxy_requests", "Requests answered", ["path", "status"], registry=self.registry)
+        self.request_seconds = Histogram(
+            "epd_proxy_request_seconds", "Whole request, to the last byte", ["path"], buckets=_SECONDS,
+            registry=self.registry,
+        )  # fmt: skip
+        self.first_byte_seconds = Histogram(
+            "epd_proxy_first_byte_seconds", "From arrival to the first byte of the answer", ["path"],
+            buckets=_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.encode_seconds = Histogram(
+            "epd_proxy_encode_seconds", "All items of one request at the encode stage", buckets=_SECONDS,
+            registry=self.registry,
+        )  # fmt: skip
+        self.items = Counter(
+            "epd_proxy_encode_items",
+            "Media items by outcome: encoded, local (left to the prefill/decode instance) or refused",
+            ["modality", "outcome"], registry=self.registry,
+        )  # fmt: skip
+        self.attempts = Counter(
+            "epd_proxy_stage_attempts", "Requests sent to a stage, by outcome", ["stage", "outcome"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.broken_streams = Counter(
+            "epd_proxy_broken_streams", "Streams that failed after their first byte", registry=self.registry
+        )
+
+    def watch_endpoints(self, read: Callable[[], Iterable[EndpointSample]]) -> None:
+        """Report the endpoints' state, read when a scrape asks for it."""
+        self.registry.register(_EndpointCollector(read))
+
+    def exposition(self) -> bytes:
+        """Return all metrics in Prometheus' text form (:data:`CONTENT_TYPE`)."""
+        return generate_latest(self.registry)
+
+
+class _EndpointCollector(Collector):
+    def __init__(self, read: Callable[[], Iterable[EndpointSample]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        labels = ["stage", "endpoint"]
+        up = GaugeMetricFamily("epd_proxy_endpoint_up", "1 when the endpoint takes requests", labels=labels)
+        leases = GaugeMetricFamily("epd_proxy_leases_in_flight", "Requests now at the endpoint", labels=labels)
+        cost = GaugeMetricFamily("epd_proxy_active_cost_tokens", "Estimated tokens now at the endpoint", labels=labels)
+        for sample in self._read():
+            key = [sample.stage, sample.endpoint]
+            up.add_metric(key, float(sample.up))
+            leases.add_metric(key, sample.leases)
+            cost.add_metric(key, sample.cost)
+        return [up, leases, cost]

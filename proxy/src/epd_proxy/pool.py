@@ -1,0 +1,141 @@
+"""The endpoints of one stage: their load, their health, and the leases on them. Synchronous, no I/O."""
+
+from collections.abc import Collection, Iterable
+from enum import Enum
+
+from . import policy
+from .errors import UnavailableError
+from .metrics import EndpointSample
+
+# One broken connection may be bad luck; a refused one is not.
+DISCONNECTS_UNTIL_DOWN = 3
+# A busy instance may miss one probe.
+PROBES_UNTIL_DOWN = 2
+
+
+class Health(Enum):
+    """What is known of an endpoint. UNKNOWN (never probed) takes requests but does not make a stage ready."""
+
+    UNKNOWN = "unknown"
+    UP = "up"
+    DOWN = "down"
+
+
+class Endpoint:
+    """One instance: its URL, what it is doing now, and whether it lives."""
+
+    def __init__(self, stage: str, url: str) -> None:
+        self.stage = stage
+        self.url = url
+        self.active_cost = 0
+        self.active_leases = 0
+        self.granted_total = 0
+        self.health = Health.UNKNOWN
+        self.last_error = "not probed yet"
+        self._disconnects = 0
+        self._failed_probes = 0
+
+    def __repr__(self) -> str:
+        load = f"leases={self.active_leases} cost={self.active_cost}"
+        return f"<Endpoint {self.stage} {self.url} {self.health.value} {load}>"
+
+    @property
+    def usable(self) -> bool:
+        """Whether requests may be sent here."""
+        return self.health is not Health.DOWN
+
+    def mark_answered(self) -> None:
+        """A request was answered: whatever its status, the instance talks."""
+        self._disconnects = 0
+
+    def mark_unreachable(self, error: str) -> None:
+        """No connection could be made: take it out until a probe succeeds."""
+        self._go_down(error)
+
+    def mark_disconnected(self, error: str) -> None:
+        """A connection broke: take it out when that goes on."""
+        self._disconnects += 1
+        if self._disconnects >= DISCONNECTS_UNTIL_DOWN:
+            self._go_down(error)
+
+    def mark_probe(self, error: str | None) -> bool:
+        """Take in a probe's outcome (None is success). Returns whether the health changed."""
+        before = self.health
+        if error is None:
+            self._failed_probes = 0
+            self._disconnects = 0
+            self.health = Health.UP
+            self.last_error = ""
+        else:
+            self._failed_probes += 1
+            self.last_error = error
+            if self.health is not Health.UP or self._failed_probes >= PROBES_UNTIL_DOWN:
+                self._go_down(error)
+        return self.health is not before
+
+    def _go_down(self, error: str) -> None:
+        self.health = Health.DOWN
+        self.last_error = error
+
+
+class Lease:
+    """A request's share of an endpoint, from choice to release. Releasing twice is harmless."""
+
+    __slots__ = ("_held", "cost", "endpoint")
+
+    def __init__(self, endpoint: Endpoint, cost: int) -> None:
+        self.endpoint = endpoint
+        self.cost = cost
+        self._held = True
+        endpoint.active_cost += cost
+        endpoint.active_leases += 1
+        endpoint.granted_total += 1
+
+    def release(self) -> None:
+        """Give the share back."""
+        if self._held:
+            self._held = False
+            self.endpoint.active_cost -= self.cost
+            self.endpoint.active_leases -= 1
+
+
+class Pool:
+    """The endpoints of one stage."""
+
+    def __init__(self, stage: str, urls: Iterable[str]) -> None:
+        self.stage = stage
+        self.endpoints = [Endpoint(stage, url) for url in urls]
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.stage} {self.endpoints}>"
+
+    def lease(self, cost: int, tried: Collection[Endpoint] = ()) -> Lease:
+        """Lease the least loaded usable endpoint that was not tried yet.
+
+        Raises :class:`UnavailableError` when there is none.
+        """
+        chosen = policy.choose(e for e in self.endpoints if e.usable and e not in tried)
+        if chosen is None:
+            raise UnavailableError(f"no {self.stage} instance can take the request now: {self.reason()}")
+        return Lease(chosen, cost)
+
+    def has_untried(self, tried: Collection[Endpoint]) -> bool:
+        """Whether a further attempt has somewhere to go."""
+        return any(e.usable and e not in tried for e in self.endpoints)
+
+    @property
+    def ready(self) -> bool:
+        """Whether at least one endpoint is known to be up."""
+        return any(e.health is Health.UP for e in self.endpoints)
+
+    def reason(self) -> str:
+        """Say how many endpoints are not up. Names no address, since clients read it."""
+        up = sum(e.health is Health.UP for e in self.endpoints)
+        return f"{up} of {len(self.endpoints)} up"
+
+    def samples(self) -> list[EndpointSample]:
+        """Return the state of every endpoint for the metrics."""
+        return [
+            EndpointSample(self.stage, e.url, e.health is Health.UP, e.active_leases, e.active_cost)
+            for e in self.endpoints
+        ]

@@ -1,0 +1,132 @@
+"""A backend's answer to the client's response: bytes in, bytes out.
+
+:class:`Answer` owns the lease and the connection behind it; ``Answer.close`` is the one place that gives both back.
+"""
+
+import asyncio
+import contextlib
+import logging
+
+from aiohttp import web
+
+from .errors import BackendDisconnectError, BackendError, UnavailableError
+from .logs import AccessRecord
+from .metrics import Metrics
+from .pool import Lease
+from .protocol import returned_headers
+from .upstream import UpstreamResponse
+
+log = logging.getLogger(__name__)
+
+SERVER = "epd-proxy"
+
+
+class Answer:
+    """A backend's answer and the lease it runs on. Closing twice is harmless."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.response: UpstreamResponse | None = None
+        self.whole: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"<Answer {self.lease.endpoint} status={self.response and self.response.status}>"
+
+    def close(self) -> None:
+        """Give the lease back and the connection up; an answer still under way is aborted at the backend."""
+        if self.response:
+            self.response.close()
+        self.lease.release()
+
+
+async def send_answer(
+    answer: Answer, request: web.Request, record: AccessRecord, metrics: Metrics, stream_end: bytes = b""
+) -> web.StreamResponse:
+    """Send ``answer`` to the client and close it, whatever happens.
+
+    ``stream_end`` is what a complete event stream ends with. After the first byte a failure is told as an SSE ``error``
+    event, and the connection is closed.
+    """
+    try:
+        if answer.response is None:
+            raise RuntimeError("the answer was not opened")
+        record.status = answer.response.status
+        if answer.whole is not None:
+            return _whole_response(answer.response, answer.whole, record)
+        return await _Stream(answer.response, request, record, metrics, stream_end).run()
+    finally:
+        answer.close()
+
+
+def _whole_response(upstream: UpstreamResponse, body: bytes, record: AccessRecord) -> web.Response:
+    record.first_byte_s = record.first_byte_s or record.elapsed_s()
+    record.bytes_out = len(body)
+    response = web.Response(status=upstream.status, body=body)
+    _set_headers(response, upstream, record)
+    return response
+
+
+def _set_headers(response: web.StreamResponse, upstream: UpstreamResponse, record: AccessRecord) -> None:
+    response.headers.popall("Content-Type", None)
+    for name, value in returned_headers(upstream.headers):
+        response.headers.add(name, value)
+    response.headers["X-Request-Id"] = record.request_id
+    response.headers["Server"] = SERVER
+
+
+class _Stream:
+    """One event stream on its way to the client."""
+
+    def __init__(
+        self, upstream: UpstreamResponse, request: web.Request, record: AccessRecord, metrics: Metrics, end: bytes
+    ) -> None:
+        self._upstream = upstream
+        self._request = request
+        self._record = record
+        self._metrics = metrics
+        self._end = end
+        self._response = web.StreamResponse(status=upstream.status)
+        self._tail = b""
+
+    async def run(self) -> web.StreamResponse:
+        """Relay until the end; a failure of the backend becomes an event, the client's leaving is raised."""
+        _set_headers(self._response, self._upstream, self._record)
+        await self._response.prepare(self._request)
+        self._record.first_byte_s = self._record.elapsed_s()
+        try:
+            await self._write(self._upstream.first)
+            async for piece in self._upstream.chunks():
+                await self._write(piece)
+            self._check_end()
+            await self._response.write_eof()
+        except BackendError as error:
+            await self._break(error)
+        except asyncio.CancelledError:
+            # Either the client left, then nobody reads this, or the proxy is shutting down.
+            with contextlib.suppress(ConnectionError):
+                await self._break(UnavailableError("the proxy was stopped before the answer was complete"))
+            raise
+        return self._response
+
+    async def _write(self, piece: bytes) -> None:
+        await self._response.write(piece)
+        self._record.bytes_out += len(piece)
+        self._tail = piece if len(piece) >= 32 else (self._tail + piece)[-32:]
+
+    def _check_end(self) -> None:
+        """A backend may close its side in good order and yet be in the midst of an answer."""
+        if self._end and not self._tail.rstrip().endswith(self._end):
+            raise BackendDisconnectError(self._upstream.backend, "the instance ended the stream before it was complete")
+
+    async def _break(self, error: BackendError | UnavailableError) -> None:
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            return
+        self._metrics.broken_streams.inc()
+        self._record.error = str(error)
+        log.warning("stream %s broke after %d bytes: %s", self._record.request_id, self._record.bytes_out, error)
+        gap = b"" if self._tail.endswith(b"\n\n") else b"\n\n"
+        await self._response.write(gap + b"event: error\ndata: " + error.body() + b"\n\n")
+        # No write_eof: without the last chunk the client's HTTP library knows too that this is not the whole.
+        self._response.force_close()
+        transport.close()
