@@ -16,3 +16,4 @@ lock docker/cpu/requirements.in --exclude-newer 2026-06-12 --exclude-newer-packa
 lock docker/cpu/wheels.in --no-deps
 lock docker/cpu/test.in --constraint docker/cpu/requirements.lock
 lock docker/build.in
+lock tests/requirements.in proxy/pyproject.toml connector/pyproject.toml

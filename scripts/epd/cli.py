@@ -64,6 +64,7 @@ def main(argv: list[str]) -> int:
     for name, (_, text) in COMMANDS.items():
         chosen.add_parser(name, help=text).add_argument("words", nargs="*", help="passed on to the command")
     arguments = parser.parse_args(argv)
+    os.chdir(ROOT)
     try:
         return COMMANDS[arguments.command][0](context(), arguments.words) or 0
     except StepError as error:
@@ -200,20 +201,22 @@ def status(_: Context, __: list[str]) -> int:
     return 0 if code == 200 and all(service.ready for service in states) else 1
 
 
-def smoke(_: Context, words: list[str]) -> int:
-    """Run the live tests against the stack that runs."""
-    running = current_stack()
-    code, body = stack.fetch(f"{running.address}/ready")
-    if code != 200:
-        raise StepError(
-            "the stack is not ready",
-            expected=f"200 from {running.address}/ready",
-            found=f"{code or body}",
-            fix="make up",
-        )
-    environment = {"EPD_PROXY_URL": running.address, "COMPOSE_PROJECT_NAME": running.project}
+def smoke(it: Context, words: list[str]) -> int:
+    """Run the live tests; they start a stack of their own beside the one that `make up` started."""
+    prepare_engine(it)
+    tags = provide_images(it, images.SERVED)
+    environment = {"EPD_IMAGE": tags["cpu"], "EPD_PROXY_IMAGE": tags["proxy"]}
     argv = [str(venv.program(ROOT, "pytest")), "tests/smoke", *words]
-    return subprocess.run(argv, check=False, cwd=ROOT, env=command.environment(environment)).returncode
+    return subprocess.run(argv, check=False, env=command.environment(environment)).returncode
+
+
+def test_connector(it: Context, words: list[str]) -> int:
+    """Run the connector's tests in the image that serves, where vLLM and Mooncake are."""
+    prepare_engine(it)
+    tag = provide_images(it, (images.TEST,))[images.TEST]
+    argv = ["docker", "run", "--rm", "--shm-size=1g", f"--volume={ROOT}:/src:ro", "--workdir=/src", tag]
+    argv += ["-p", "no:cacheprovider", "tests/connector", *words]
+    return subprocess.run(argv, check=False, env=command.environment()).returncode
 
 
 def make_venv(it: Context, _: list[str]) -> int:
@@ -229,6 +232,7 @@ COMMANDS: dict[str, tuple[Callable[[Context, list[str]], int], str]] = {
     "build": (build, "build the images"),
     "logs": (logs, "follow the logs"),
     "status": (status, "show how the stack is"),
-    "smoke": (smoke, "live tests against the stack"),
+    "smoke": (smoke, "live tests in containers"),
+    "test-connector": (test_connector, "the connector's tests, in the image"),
     "venv": (make_venv, "make the virtual environment of the tests"),
 }

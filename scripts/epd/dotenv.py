@@ -11,7 +11,7 @@ from pathlib import Path
 
 from epd.errors import StepError
 
-BEGIN = "# >>> ascend-epd: written by `make up`, renewed each time; to change a value, set it outside this block"
+BEGIN = "# >>> ascend-epd: kept by `make up`; a line of your own outside this block wins, a deleted line is its default"
 END = "# <<< ascend-epd"
 _ASSIGNMENT = re.compile(r"^\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=(.*)$")
 _PLAIN = re.compile(r"^[A-Za-z0-9_./:@%+,=-]*$")

@@ -118,6 +118,8 @@ def hint(service: Service) -> str:
         return "it was killed, most likely at its memory limit: free memory, or raise the limit in compose/"
     if service.phase is Phase.UNHEALTHY and service.health_output:
         return f"its health check says: {service.health_output.splitlines()[-1]}"
+    if service.phase is not Phase.EXITED and service.failed:
+        return f"it was started again {service.restarts} times and does not stay up: the reason is in its log"
     if service.failed:
-        return f"it ended with exit code {service.exit_code} ({service.restarts} restart(s)): the reason is in its log"
+        return f"it ended with exit code {service.exit_code}: the reason is in its log"
     return "it was still loading: a slow machine may need a longer EPD_UP_TIMEOUT_S"

@@ -14,8 +14,10 @@ from pathlib import Path
 from epd import dotenv
 from epd.errors import StepError
 
-MODEL_MOUNT = "/model"
-"""Where the containers see EPD_MODEL_DIR."""
+MODEL_MOUNT = "/models"
+"""Where the containers see the folder or volume EPD_MODELS."""
+_MODEL_VARIABLES = ("EPD_MODEL", "EPD_MODELS", "EPD_SERVED_MODEL_NAME", "HF_HUB_OFFLINE")
+_VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)")
 _TINY = "tiny"
 _TOPOLOGY = re.compile(r"^[1-9]\d*e[1-9]\d*p(?:[1-9]\d*)?d$")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -36,10 +38,8 @@ class Settings:
     """Hardware profile asked for; empty to look for NPUs. Never taken from what `make up` wrote: cards come and go."""
     proxy_port: int
     """TCP port of this machine that the proxy is published on."""
-    model: str
-    """Hub id or path in the container; empty for the tiny model in the image."""
-    model_dir: str
-    """Absolute path on the host mounted at MODEL_MOUNT; empty if none."""
+    chosen: Mapping[str, str]
+    """Variables of the compose files that were set on a command line, this one or an earlier one."""
     pull: bool
     """Pull prebuilt images instead of building them."""
     no_install: bool
@@ -78,17 +78,13 @@ def load(root: Path, environ: Mapping[str, str]) -> Settings:
         candidates = (environ.get(name, "").strip(), file.own.get(name, ""), file.managed.get(name, ""))
         return next((value for value in candidates if value), default)
 
-    model, model_dir = _model(
-        environ.get("MODEL", "").strip(), (setting("EPD_MODEL", ""), setting("EPD_MODEL_DIR", "")), root
-    )
     return Settings(
         root=root,
         project=_matching("COMPOSE_PROJECT_NAME", setting("COMPOSE_PROJECT_NAME", "ascend-epd"), _PROJECT),
         topology=_topology(root, environ.get("TOPOLOGY", "").strip(), setting("COMPOSE_FILE", "")),
         hardware=environ.get("EPD_HARDWARE", "").strip() or file.own.get("EPD_HARDWARE", ""),
         proxy_port=int(_number("EPD_PROXY_PORT", setting("EPD_PROXY_PORT", "8000"), 1, 65535)),
-        model=model,
-        model_dir=model_dir,
+        chosen=_chosen(root, environ, file.managed),
         pull=_flag("EPD_PULL", environ),
         no_install=_flag("EPD_NO_INSTALL", environ),
         up_timeout_s=_number("EPD_UP_TIMEOUT_S", setting("EPD_UP_TIMEOUT_S", "900"), 1, 86400),
@@ -100,7 +96,7 @@ def load(root: Path, environ: Mapping[str, str]) -> Settings:
 
 
 def entries(settings: Settings, *, hardware: str, image: str, proxy_image: str) -> list[dotenv.Entry]:
-    """Return the block of `.env`: the names that the files in `compose/` use, in one place."""
+    """Return the block of `.env`: what the files in `compose/` are told."""
     files = f"compose/{settings.topology}.yaml"
     block = [
         dotenv.Entry("COMPOSE_PROJECT_NAME", settings.project, "Compose project: the prefix of the containers' names"),
@@ -110,11 +106,15 @@ def entries(settings: Settings, *, hardware: str, image: str, proxy_image: str) 
         dotenv.Entry("EPD_PROXY_IMAGE", proxy_image, "image of the proxy"),
         dotenv.Entry("EPD_PROXY_PORT", str(settings.proxy_port), "TCP port of this machine that the proxy answers on"),
     ]
-    if settings.model:
-        block.append(dotenv.Entry("EPD_MODEL", settings.model, "model: hub id, or path in the container"))
-    if settings.model_dir:
-        block.append(dotenv.Entry("EPD_MODEL_DIR", settings.model_dir, f"folder of the host seen at {MODEL_MOUNT}"))
-    return block
+    fixed = {entry.name for entry in block}
+    chosen = [(name, value) for name, value in sorted(settings.chosen.items()) if name not in fixed]
+    return [*block, *(dotenv.Entry(name, value, "chosen on the command line of `make up`") for name, value in chosen)]
+
+
+def stack_variables(root: Path) -> frozenset[str]:
+    """Return the names of the variables that the files in `compose/` read."""
+    text = "".join(path.read_text() for path in sorted((root / "compose").rglob("*.yaml")))
+    return frozenset(_VARIABLE.findall(text))
 
 
 def check_set_once(settings: Settings, entries: list[dotenv.Entry], environ: Mapping[str, str]) -> None:
@@ -126,7 +126,7 @@ def check_set_once(settings: Settings, entries: list[dotenv.Entry], environ: Map
         StepError: there is such a value.
     """
     own = dotenv.read(settings.root / ".env").own
-    behind = {"COMPOSE_FILE": "TOPOLOGY", "EPD_MODEL": "MODEL", "EPD_MODEL_DIR": "MODEL"}
+    behind = {"COMPOSE_FILE": "TOPOLOGY", "EPD_MODEL": "MODEL", "EPD_MODELS": "MODEL"}
     for entry in entries:
         name = behind.get(entry.name, entry.name)
         asked = environ.get(name, "").strip()
@@ -140,31 +140,59 @@ def check_set_once(settings: Settings, entries: list[dotenv.Entry], environ: Map
         )
 
 
-def _model(wanted: str, earlier: tuple[str, str], root: Path) -> tuple[str, str]:
-    """Return model and model folder for `MODEL=`: a folder, a hub id, or `tiny`; without it, those of before."""
-    if not wanted:
-        return earlier
+def _chosen(root: Path, environ: Mapping[str, str], earlier: Mapping[str, str]) -> dict[str, str]:
+    """Return the stack's variables that were set: on this command line, or on an earlier one and kept in `.env`."""
+    known = stack_variables(root)
+    values = {name: value for name, value in earlier.items() if name in known}
+    values |= {name: environ[name].strip() for name in known if environ.get(name, "").strip()}
+    wanted = environ.get("MODEL", "").strip()
+    if wanted:
+        for name in _MODEL_VARIABLES:
+            values.pop(name, None)
+        values |= _model(wanted, root)
+    return values
+
+
+def _model(wanted: str, root: Path) -> dict[str, str]:
+    """Return the variables for `MODEL=`: a folder, a hub id, or `tiny`.
+
+    Raises:
+        StepError: it is none of these.
+    """
     if wanted == _TINY:
-        return "", ""
+        return {}
     folder = Path(wanted).expanduser()
-    folder = folder if folder.is_absolute() else root / folder
+    folder = (folder if folder.is_absolute() else root / folder).resolve()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise StepError(
-                "MODEL is not a model",
-                expected="a folder with a config.json in it",
-                found=f"{folder} has none",
-                fix="name the folder of a Hugging Face model (the one with config.json and *.safetensors)",
-            )
-        return MODEL_MOUNT, str(folder.resolve())
+        _check_model_folder(folder)
+        return {"EPD_MODEL": MODEL_MOUNT, "EPD_MODELS": str(folder), "EPD_SERVED_MODEL_NAME": folder.name}
     if _HUB_ID.match(wanted):
-        return wanted, ""
+        return {"EPD_MODEL": wanted, "EPD_SERVED_MODEL_NAME": wanted, "HF_HUB_OFFLINE": "0"}
     raise StepError(
         "MODEL is not usable",
         expected=f"an existing folder, a hub id such as Qwen/Qwen2.5-VL-3B-Instruct, or {_TINY!r}",
         found=f"MODEL={wanted}",
         fix="correct it, or leave MODEL out to serve the tiny model",
     )
+
+
+def _check_model_folder(folder: Path) -> None:
+    """Check that a folder can be served when nothing but itself is mounted."""
+    outside = [path for path in folder.iterdir() if not path.resolve().is_relative_to(folder)]
+    if outside:
+        raise StepError(
+            "MODEL cannot be mounted",
+            expected="a folder that holds its files itself",
+            found=f"{outside[0].name} is a link to {outside[0].resolve()}",
+            fix=f"copy the files once, `cp -rL {folder} <new folder>`, and name that",
+        )
+    if not (folder / "config.json").is_file():
+        raise StepError(
+            "MODEL is not a model",
+            expected="a folder with a config.json in it",
+            found=f"{folder} has none",
+            fix="name the folder of a Hugging Face model (the one with config.json and *.safetensors)",
+        )
 
 
 def _topology(root: Path, wanted: str, compose_file: str) -> str:

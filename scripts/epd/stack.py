@@ -26,7 +26,7 @@ _HTTP_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Stack:
-    """One Compose project of this folder."""
+    """One Compose project of this folder; commands run with the project's folder as the current one."""
 
     root: Path
     environment: Mapping[str, str]
@@ -43,9 +43,8 @@ class Stack:
         return f"http://127.0.0.1:{self.environment['EPD_PROXY_PORT']}"
 
     def compose(self, *words: str) -> list[str]:
-        """Return the command line of a Compose command for this project."""
-        files = [w for f in self.environment["COMPOSE_FILE"].split(":") for w in ("-f", str(self.root / f))]
-        return ["docker", "compose", "--project-directory", str(self.root / "compose"), *files, *words]
+        """Return the command line of a Compose command, the very one a person types in the project's folder."""
+        return ["docker", "compose", *words]
 
 
 def expected_services(stack: Stack) -> list[str]:
@@ -71,7 +70,7 @@ def check_port(stack: Stack) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("0.0.0.0", port))
+            probe.bind((stack.environment.get("EPD_PROXY_BIND", "127.0.0.1"), port))
         except OSError as error:
             raise StepError(
                 f"port {port} of this machine cannot be used for the proxy",
@@ -104,9 +103,9 @@ def up(stack: Stack, *, timeout_s: float) -> None:
     log = stack.root / "build" / "compose-up.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as output:
-        argv = stack.compose("up", "-d", "--no-build", "--remove-orphans")
+        argv = stack.compose("--progress", "plain", "up", "-d", "--no-build", "--remove-orphans")
         env = command.environment(stack.environment)
-        process = subprocess.Popen(argv, stdout=output, stderr=output, env=env)
+        process = subprocess.Popen(argv, cwd=stack.root, stdout=output, stderr=output, env=env)
     try:
         _wait(stack, process, expected, before, timeout_s=timeout_s, log=log)
     finally:

@@ -1,0 +1,69 @@
+# The front door. What the targets do is in scripts/epd (Python, standard library only) and in tests/.
+# Anything set on the command line reaches it: `make up EPD_PROXY_PORT=9000`, `make logs SERVICE=proxy`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+SERVICE ?=
+PYTEST_ARGS ?=
+
+EPD := PYTHONPATH=scripts PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m epd
+BIN := .venv/bin
+SOURCES := PYTHONPATH=proxy/src:connector/src
+
+.PHONY: help up down clean logs status build pull deploy-1e1pd deploy-1e1p1d venv lint unit test-connector smoke test
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  Settings: MODEL=<folder or hub id>, EPD_PROXY_PORT=8000, EPD_NO_INSTALL=1, … (docs/configuration.md)"
+
+up: ## install what is missing, build the images, start the stack, wait until it answers
+	@$(EPD) up
+
+down: ## stop the stack (images and volumes stay)
+	@$(EPD) down
+
+logs: ## follow the logs (SERVICE=proxy for one service)
+	@$(EPD) logs $(SERVICE)
+
+status: ## show each service and whether the proxy is ready
+	@$(EPD) status
+
+clean: ## remove containers, volumes, images and the part of .env that `make up` wrote
+	@$(EPD) clean
+
+build: ## build the images
+	@$(EPD) build
+
+pull: ## start the stack from prebuilt images (REGISTRY=registry.example/team/)
+	@EPD_PULL=1 $(EPD) up
+
+deploy-1e1pd: ## start one encoder and one prefill/decode instance
+	@TOPOLOGY=1e1pd $(EPD) up
+
+deploy-1e1p1d: ## start one encoder, one prefill and one decode instance
+	@TOPOLOGY=1e1p1d $(EPD) up
+
+test: lint unit test-connector smoke ## everything: lint, unit tests, connector tests in the image, live tests
+
+lint: venv ## ruff, mypy, import-linter, shellcheck
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(SOURCES) $(BIN)/mypy -p epd -p epd_proxy -p epd_connector
+	$(BIN)/mypy docker/serve/epd_serve.py
+	$(SOURCES) $(BIN)/lint-imports --config proxy/pyproject.toml
+	$(SOURCES) $(BIN)/lint-imports --config connector/pyproject.toml
+	$(BIN)/shellcheck .ci/run scripts/*.sh
+
+unit: venv ## unit tests that need neither vLLM nor a running stack
+	$(SOURCES) $(BIN)/pytest tests/scripts tests/docker tests/compose tests/proxy $(PYTEST_ARGS)
+
+test-connector: ## connector tests, inside the image that serves
+	@$(EPD) test-connector $(PYTEST_ARGS)
+
+smoke: venv ## live tests: real containers, real requests
+	@$(EPD) smoke $(PYTEST_ARGS)
+
+venv: ## the virtual environment of lint and tests (.venv), from tests/requirements.lock
+	@$(EPD) venv
