@@ -23,6 +23,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 VLLM_ROLES = ("encode", "prefill-decode", "prefill", "decode", "monolith")
 ROLES = (*VLLM_ROLES, "mooncake-master", "mooncake-store", "proxy")
@@ -168,8 +169,8 @@ def ec_transfer_config(role: str, settings: Settings) -> dict[str, object]:
         "ec_role": "ec_producer" if role == "encode" else "ec_consumer",
         "engine_id": settings.advertise_host,
         "ec_connector_extra_config": {
-            "backend": "mooncake",
-            "master_address": f"{settings.mooncake_host}:{MASTER_RPC_PORT}",
+            "store": "mooncake",
+            "master_server_address": f"{settings.mooncake_host}:{MASTER_RPC_PORT}",
             "metadata_server": f"http://{settings.mooncake_host}:{METADATA_PORT}/metadata",
             "local_hostname": settings.advertise_host,
             "metrics_port": settings.ec_metrics_port,
@@ -310,6 +311,12 @@ def show(environment: Mapping[str, str], command: Sequence[str]) -> str:
     return " \\\n    ".join(lines)
 
 
+def become(environment: Mapping[str, str], command: Sequence[str]) -> NoReturn:
+    """Replace this process by the command, so that it gets the container's signals."""
+    os.environ.update(environment)
+    os.execvp(command[0], list(command))  # noqa: S606 - the purpose of this program
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; return the exit code unless the process becomes the role's command."""
     only_print = arguments[:1] == ["--print"]
@@ -334,8 +341,7 @@ def main(arguments: Sequence[str]) -> int:
     if only_print:
         return 0
     remember(role, health_url(role, settings), STATE_DIR)
-    os.environ.update(environment)
-    os.execvp(command[0], command)  # noqa: S606 - becoming that command is the purpose
+    become(environment, command)
 
 
 if __name__ == "__main__":
