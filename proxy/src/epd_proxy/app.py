@@ -41,15 +41,20 @@ def build_app(config: ProxyConfig) -> web.Application:
     return app
 
 
-async def serve(config: ProxyConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal ends it at once."""
-    app = build_app(config)
-    runner = web.AppRunner(
+def make_runner(app: web.Application) -> web.AppRunner:
+    """Return the server of ``app``, not yet listening."""
+    return web.AppRunner(
         app,
         access_log=None,  # one line of our own a request, see logs
         handler_cancellation=True,  # a client that leaves ends its handler, and with it every stage
         shutdown_timeout=1.0,  # the draining before it has waited already
     )
+
+
+async def serve(config: ProxyConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends it at once."""
+    app = build_app(config)
+    runner = make_runner(app)
     await runner.setup()
     try:
         site = web.TCPSite(runner, config.listen.host, config.listen.port, backlog=4096, reuse_address=True)

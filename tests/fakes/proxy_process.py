@@ -1,0 +1,56 @@
+"""The proxy as its users run it: a process of its own, started by its command line."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+
+import aiohttp
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ProxyProcess:
+    """``async with ProxyProcess("--prefill-decode", url) as proxy``; ``environ`` adds variables."""
+
+    def __init__(self, *arguments: str, **environ: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._arguments = arguments
+        self._environ = environ
+
+    async def __aenter__(self) -> "ProxyProcess":
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "epd_proxy", "--host", "127.0.0.1", "--port", str(self.port), *self._arguments,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **self._environ},
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        self.client = aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(total=20))
+        for _ in range(200):
+            try:
+                async with self.client.get("/health") as response:
+                    assert response.status == 200
+                    return self
+            except aiohttp.ClientConnectorError:
+                await asyncio.sleep(0.05)
+        raise AssertionError("the proxy did not start within 10 s")
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.client.close()
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    async def end(self) -> tuple[int, str]:
+        """Wait for the process; return its exit code and what it logged."""
+        _, err = await asyncio.wait_for(self.process.communicate(), 15)
+        return self.process.returncode or 0, err.decode()

@@ -1,0 +1,152 @@
+"""The real proxy on a loopback port, in front of fake instances."""
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from epd_proxy.app import HANDLERS, STAGES, build_app, make_runner
+from epd_proxy.config import Health, Limits, Listen, ProxyConfig, Retry, Timeouts, Topology
+from fakes.instances import MODEL, FakeInstance
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+
+class ProxyStack:
+    """``async with ProxyStack(encoders=2) as stack``. Leaving it asserts that nothing was left in flight."""
+
+    def __init__(self, encoders: int = 1, instances: int = 1, *, timeouts: Timeouts | None = None,
+                 retry: Retry | None = None, limits: Limits | None = None, health: Health | None = None,
+                 encode_fallback: str = "local") -> None:  # fmt: skip
+        self.encoders = [FakeInstance(name=f"encode-{i}") for i in range(encoders)]
+        self.instances = [FakeInstance(name=f"prefill-decode-{i}") for i in range(instances)]
+        self._options: dict[str, Any] = {
+            "timeouts": timeouts or Timeouts(connect_s=1, encode_s=5, first_byte_s=5, idle_s=5, drain_s=1),
+            "retry": retry or Retry(), "limits": limits or Limits(), "health": health or Health(interval_s=60),
+            "encode_fallback": encode_fallback,
+        }  # fmt: skip
+        self.url = ""
+
+    async def __aenter__(self) -> "ProxyStack":
+        for fake in (*self.encoders, *self.instances):
+            await fake.start()
+        topology = Topology(tuple(e.url for e in self.encoders), tuple(i.url for i in self.instances))
+        self.config = ProxyConfig(listen=Listen("127.0.0.1", 0), topology=topology, **self._options)
+        self.app = build_app(self.config)
+        self.runner = make_runner(self.app)
+        await self.runner.setup()
+        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self.runner.addresses[0][1]}"
+        self.client = aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(total=20))
+        self.pools = self.app[STAGES].pools
+        self.handlers = self.app[HANDLERS]
+        await self.until(lambda: all(pool.ready for pool in self.pools.values()))
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, _exc: object, _tb: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                await self.until_idle()
+        finally:
+            await self.client.close()
+            await self.runner.cleanup()
+            for fake in (*self.encoders, *self.instances):
+                await fake.stop()
+
+    async def until(self, condition: Any, timeout_s: float = 5.0) -> None:
+        """Wait for ``condition()``; fail with the state of the pools when it does not come true."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while not condition():
+            assert asyncio.get_running_loop().time() < deadline, (
+                f"not within {timeout_s} s: {self.handlers} {self.pools}"
+            )
+            await asyncio.sleep(0.005)
+
+    async def until_idle(self) -> None:
+        """Wait until no request runs, then assert that no lease and no cost is left."""
+        await self.until(lambda: "running=0" in repr(self.handlers))
+        for pool in self.pools.values():
+            for endpoint in pool.endpoints:
+                assert (endpoint.active_leases, endpoint.active_cost) == (0, 0), endpoint
+
+    async def post(self, document: Any, path: str = CHAT, **options: Any) -> "Reply":
+        """POST a document (or bytes) and return the whole reply."""
+        data = document if isinstance(document, bytes) else json.dumps(document).encode()
+        headers = {"Content-Type": "application/json", **options.pop("headers", {})}
+        async with self.client.post(path, data=io.BytesIO(data), headers=headers, **options) as response:
+            return Reply(response.status, response.headers, await response.read())
+
+    async def get(self, path: str) -> "Reply":
+        async with self.client.get(path) as response:
+            return Reply(response.status, response.headers, await response.read())
+
+
+class Reply:
+    """A response, read."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def __repr__(self) -> str:
+        return f"<Reply {self.status} {self.body[:300]!r}>"
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error, after asserting that it has OpenAI's form."""
+        assert self.headers["Content-Type"].startswith("application/json"), self
+        error = self.document["error"]
+        assert set(error) == {"message", "type", "param", "code"}, self
+        assert error["code"] == self.status, self
+        assert error["message"], self
+        return error  # type: ignore[no-any-return]
+
+
+def chat(*parts: dict[str, Any], text: str = "What is it?", **more: Any) -> dict[str, Any]:
+    """A chat request; without parts its content is a plain string."""
+    content: Any = [*parts, {"type": "text", "text": text}] if parts else text
+    return {"model": MODEL, "max_tokens": 8, "messages": [{"role": "user", "content": content}], **more}
+
+
+def picture(side: int = 32, form: str = "PNG", color: str = "red", **save: Any) -> bytes:
+    """An encoded picture of ``side`` x ``side`` pixels."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), color).save(out, form, **save)
+    return out.getvalue()
+
+
+def data_url(content: bytes, media_type: str = "image/png") -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def image_part(content: bytes | None = None, **more: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": data_url(content or picture())}, **more}
+
+
+def url_part(url: str, field: str = "image_url") -> dict[str, Any]:
+    return {"type": field, field: {"url": url}}
+
+
+async def read_to_break(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
+    """Return what came of a body, and whether it was cut short."""
+    body = b""
+    try:
+        async for piece in response.content.iter_any():
+            body += piece
+    except aiohttp.ClientPayloadError:
+        return body, True
+    return body, False

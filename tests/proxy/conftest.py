@@ -1,0 +1,27 @@
+"""Coroutine tests run on uvloop, as the proxy does, each with a loop of its own and 30 s to end."""
+
+import asyncio
+import inspect
+from typing import Any
+
+import pytest
+import uvloop
+
+TEST_TIMEOUT_S = 30
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a coroutine function; leave others to pytest."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    arguments: dict[str, Any] = {name: pyfuncitem.funcargs[name] for name in names}
+
+    async def run() -> None:
+        async with asyncio.timeout(TEST_TIMEOUT_S):
+            await pyfuncitem.obj(**arguments)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+    return True
