@@ -8,9 +8,11 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections import deque
 from pathlib import Path
 
 from epd import apt, command, needs
+from epd.display import Display, Row
 from epd.errors import StepError
 from epd.host import Distribution
 from epd.settings import Settings
@@ -123,19 +125,24 @@ def _debootstrap(target: Path, suite: str, settings: Settings, distribution: Dis
         mirror = apt.mirror(sources, distribution.codename, settings.debian_mirror)
     argv = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", f"--keyring={apt.DEBIAN_KEYRING}"]
     argv += [suite, str(target), *([mirror] if mirror else [])]
-    log = target.parent / "debootstrap.log"
-    result = command.probe(*argv, timeout_s=_DEBOOTSTRAP_TIMEOUT_S)
-    if not result.ok:
+    display, printed = Display(), deque[str](maxlen=15)
+
+    def on_line(line: str) -> None:
+        printed.append(line)
+        display.show([Row("debootstrap", "building", line.removeprefix("I: "), finished=False)])
+
+    code = command.follow(*argv, on_line=on_line, timeout_s=_DEBOOTSTRAP_TIMEOUT_S)
+    display.show([])
+    if code != 0:
         inner = target / "debootstrap" / "debootstrap.log"
-        detail = inner.read_text(errors="replace") if inner.is_file() else ""
-        tail = (result.stdout + result.stderr + detail).strip().splitlines()[-15:]
+        detail = inner.read_text(errors="replace").splitlines()[-15:] if inner.is_file() else []
+        tail = [*printed, *detail]
         raise StepError(
             "debootstrap failed",
             expected=f"a minimal Debian {suite} from {mirror or 'the default mirror of debootstrap'}",
             found="\n    ".join(["its output ends with", *tail]),
             fix=f"check that `apt-get update` works; {_OFFLINE_FIX}",
         )
-    log.write_text(result.stdout)
     security = [s for s in sources if s.suite in (f"{suite}-security", f"{suite}-updates") and "main" in s.components]
     if security:
         stanzas = [apt.Source(s.uri, s.suite, ("main",)).deb822(apt.DEBIAN_KEYRING) for s in security]

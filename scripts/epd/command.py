@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from epd.errors import CommandError
 
@@ -94,6 +96,46 @@ def show(*argv: str, fix: str, timeout_s: float, env: Mapping[str, str] | None =
         code = None
     if code != 0:
         raise CommandError(argv, code=code, output="(see above)", fix=fix)
+
+
+def follow(
+    *argv: str,
+    on_line: Callable[[str], None],
+    timeout_s: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> int | None:
+    """Run a program and hand on each line it prints as it comes; return its exit code, None if it did not end in time.
+
+    The program is ended when we are interrupted, so that nothing goes on behind the back of whoever pressed Ctrl-C.
+    """
+    process = subprocess.Popen(
+        argv,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment(env),
+    )
+    late = threading.Event()
+
+    def end_it() -> None:
+        late.set()
+        process.terminate()
+
+    alarm = threading.Timer(timeout_s, end_it)
+    alarm.start()
+    try:
+        for line in process.stdout or ():
+            on_line(line.rstrip("\n"))
+        code = process.wait()
+    finally:
+        alarm.cancel()
+        if process.poll() is None:
+            process.terminate()
+    return None if late.is_set() else code
 
 
 def _text(output: bytes | str | None) -> str:

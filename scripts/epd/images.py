@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TextIO
 
 from epd import base_image, command
 from epd.buildlog import BuildLog
@@ -25,6 +24,7 @@ INPUTS = (".dockerignore", "connector", "docker", "proxy", "scripts/tiny_model.p
 """What goes into the images: the build context, as .dockerignore lets it through."""
 _NOT_INPUTS = ("__pycache__", "dist", ".pytest_cache", ".mypy_cache", ".ruff_cache")
 _FAILURE_TAIL_LINES = 40
+_SHOW_EVERY_S = 0.5
 _PULL_FIRST_ANSWER_S = 60.0
 
 
@@ -115,51 +115,45 @@ def build(root: Path, targets: tuple[str, ...], environment: Mapping[str, str], 
     argv = ["docker", "buildx", "bake", "-f", BAKE_FILE, "--load", "--progress=plain", *_proxies(os.environ), *targets]
     print(f"Building {', '.join(targets)} (the whole log: {log.relative_to(root)}) …", flush=True)
     began_s = time.monotonic()
-    process = subprocess.Popen(
-        argv,
-        cwd=root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=command.environment(environment),
-    )
-    alarm = threading.Timer(timeout_s, process.terminate)
-    alarm.start()
-    try:
-        _follow(process, log)
-        code = process.wait()
-    finally:
-        alarm.cancel()
-        if process.poll() is None:  # interrupted: do not leave a build behind
-            process.terminate()
+    with log.open("w") as file:
+        progress = _Progress(file)
+        code = command.follow(*argv, on_line=progress.take, timeout_s=timeout_s, env=environment, cwd=root)
+        progress.end()
     if code != 0:
         tail = log.read_text(errors="replace").splitlines()[-_FAILURE_TAIL_LINES:]
-        late = time.monotonic() - began_s >= timeout_s
+        ended = "no end in time" if code is None else f"exit code {code}"
         raise StepError(
             "the images could not be built",
             expected=f"{', '.join(targets)} within {timeout_s:.0f} s (EPD_BUILD_TIMEOUT_S)",
-            found="\n    ".join(["no end in time" if late else f"exit code {code}; the log ends with", *tail]),
+            found="\n    ".join([f"{ended}; the log ends with", *tail]),
             fix=f"see {log}; a download that broke off is worth a second `make up`, finished steps are kept",
         )
     print(f"  built in {time.monotonic() - began_s:.0f} s", flush=True)
 
 
-def _follow(process: subprocess.Popen[str], log: Path) -> None:
-    """Copy the build's output to the log, and show its steps at most twice a second."""
-    assert process.stdout is not None  # noqa: S101 (it was opened as a pipe; tells mypy so)
-    display, steps, shown_s = Display(), BuildLog(), 0.0
-    with log.open("w") as file:
-        for line in process.stdout:
-            file.write(line)
-            sentence = steps.feed(line)
-            if sentence:
-                display.note(sentence)
-            if time.monotonic() - shown_s >= 0.5:
-                file.flush()
-                display.show(steps.rows())
-                shown_s = time.monotonic()
-    display.show([])
+class _Progress:
+    """Copies the build's output to the log, and shows its steps at most twice a second."""
+
+    def __init__(self, log: TextIO) -> None:
+        self._log = log
+        self._display = Display()
+        self._steps = BuildLog()
+        self._shown_s = 0.0
+
+    def take(self, line: str) -> None:
+        """Take one line of the build's output."""
+        self._log.write(f"{line}\n")
+        sentence = self._steps.feed(line)
+        if sentence:
+            self._display.note(sentence)
+        if time.monotonic() - self._shown_s >= _SHOW_EVERY_S:
+            self._log.flush()
+            self._display.show(self._steps.rows())
+            self._shown_s = time.monotonic()
+
+    def end(self) -> None:
+        """Take the running steps off the terminal."""
+        self._display.show([])
 
 
 def _proxies(environ: Mapping[str, str]) -> list[str]:
