@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import struct
 import zlib
 
@@ -52,11 +53,11 @@ The stack ({topology}) is up: {address}   model: {model}
 
 A request with text only, which the encoder never sees:
 
-  curl -s {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{text}'
+  curl -s {address}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(text)}
 
 One with a picture, which the encoder turns into embeddings first:
 
-  curl -s {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{both}'
+  curl -s {address}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(both)}
 
 Next:
   make smoke     check the stack with real requests      make status    how it is

@@ -33,10 +33,10 @@ class Row:
 class Display:
     """Shows rows. Call `show` as often as you like; it decides what to write."""
 
-    def __init__(self, stream: TextIO = sys.stdout, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream or sys.stdout
         self._clock = clock
-        self._live = stream.isatty()
+        self._live = self._stream.isatty()
         self._began_s: dict[str, float] = {}
         self._ended_s: dict[str, float] = {}
         self._phases: dict[str, str] = {}
