@@ -1,0 +1,25 @@
+"""What everything that moves objects between the slab and the store works with."""
+
+from dataclasses import dataclass
+
+from .breaker import Breaker
+from .keys import build_key
+from .metrics import Metrics
+from .slab import Allocator
+from .store.base import Store
+
+
+@dataclass(frozen=True)
+class StoreAccess:
+    """One store, the breaker that guards it, and the slab's data with its allocator."""
+
+    store: Store
+    breaker: Breaker
+    data: memoryview
+    allocator: Allocator
+    model_digest: str
+    metrics: Metrics
+
+    def key_of(self, item_id: str) -> str:
+        """Return the store key of an item of this engine's model."""
+        return build_key(self.model_digest, item_id)

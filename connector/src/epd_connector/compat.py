@@ -1,0 +1,176 @@
+"""Everything that depends on vLLM's version. Written against vLLM 0.23.0.
+
+The connector's base class is declared for the type checker here, because vLLM is present only in the images.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .keys import ModelIdentity
+
+if TYPE_CHECKING:
+    import enum
+
+    import torch
+
+    class ECConnectorRole(enum.Enum):
+        """Declaration of vLLM's class."""
+
+        SCHEDULER = 0
+        WORKER = 1
+
+    class ECConnectorMetadata:
+        """Declaration of vLLM's class."""
+
+    class ECConnectorBase:
+        """Declaration of what the connector uses of vLLM's class."""
+
+        def __init__(self, vllm_config: Any, role: ECConnectorRole) -> None: ...
+        def _get_connector_metadata(self) -> ECConnectorMetadata: ...
+
+    EncoderCache = dict[str, torch.Tensor]
+else:
+    from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorBase, ECConnectorMetadata, ECConnectorRole
+
+    EncoderCache = dict
+
+__all__ = [
+    "ECConnectorBase",
+    "ECConnectorMetadata",
+    "ECConnectorRole",
+    "EncoderCache",
+    "Engine",
+    "Feature",
+    "Place",
+    "describe_engine",
+    "find_device",
+    "find_faults",
+    "find_host_address",
+    "find_place",
+    "read_features",
+]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What both roles of the connector know of the engine they belong to."""
+
+    engine_id: str
+    data_parallel_rank: int
+    loader_count: int
+    """Ranks that copy embeddings to a device: those of the first pipeline stage (tensor x prefill-context ranks)."""
+    is_producer: bool
+    is_consumer: bool
+    extra_config: Mapping[str, Any]
+    identity: ModelIdentity
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this worker stands among the ranks of its engine."""
+
+    loader_index: int
+    """Index among the ranks that copy embeddings, -1 when it is not in the first pipeline stage."""
+
+    @property
+    def runs_service(self) -> bool:
+        """One worker per engine talks to the store for all."""
+        return self.loader_index == 0
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One media item of a request."""
+
+    item_id: str
+    rows: int
+    """Embeddings that vLLM gathers for it."""
+    end: int
+    """First prompt position after its placeholder."""
+
+
+def describe_engine(vllm_config: Any, namespace: str = "") -> Engine:
+    """Read what the connector needs from a VllmConfig."""
+    transfer = vllm_config.ec_transfer_config
+    parallel = vllm_config.parallel_config
+    return Engine(
+        engine_id=str(transfer.engine_id),
+        data_parallel_rank=int(parallel.data_parallel_rank),
+        loader_count=int(parallel.tensor_parallel_size) * int(parallel.prefill_context_parallel_size),
+        is_producer=bool(transfer.is_ec_producer),
+        is_consumer=bool(transfer.is_ec_consumer),
+        extra_config=dict(transfer.ec_connector_extra_config),
+        identity=_identify_model(vllm_config, namespace),
+    )
+
+
+def _identify_model(vllm_config: Any, namespace: str) -> ModelIdentity:
+    import vllm
+
+    model = vllm_config.model_config
+    multimodal = model.multimodal_config
+    overrides = model.hf_overrides
+    return ModelIdentity(
+        model=str(model.model),
+        revision=model.revision,
+        dtype=str(model.dtype),
+        vllm_minor=".".join(vllm.__version__.split(".")[:2]),
+        mm_processor_kwargs=(multimodal and multimodal.mm_processor_kwargs) or {},
+        hf_overrides=overrides if isinstance(overrides, dict) else {"callable": repr(overrides)},
+        video_pruning_rate=multimodal and multimodal.video_pruning_rate,
+        namespace=namespace,
+    )
+
+
+def find_faults(vllm_config: Any) -> list[str]:
+    """Return what in vLLM's own configuration would give wrong or no embeddings, with the fix."""
+    faults = []
+    multimodal = vllm_config.model_config.multimodal_config
+    caches_off = multimodal is not None and multimodal.mm_processor_cache_gb == 0
+    if caches_off and not vllm_config.cache_config.enable_prefix_caching:
+        # vllm/renderers/base.py (0.23.0): ids become a per-process counter, equal for different pictures.
+        faults.append(
+            "--mm-processor-cache-gb 0 with prefix caching off: vLLM then numbers media items instead of hashing "
+            "them, and different pictures would share one embedding; leave --mm-processor-cache-gb above 0 "
+            "or pass --enable-prefix-caching"
+        )
+    if vllm_config.parallel_config.nnodes_within_dp > 1:
+        faults.append("one engine over several nodes: not supported, keep all ranks of an engine on one node")
+    return faults
+
+
+def find_place() -> Place:
+    """Return this worker's place. Needs vLLM's parallel groups, which exist when vLLM makes the worker connector."""
+    from vllm.distributed.parallel_state import get_pcp_group, get_pp_group, get_tp_group
+
+    if not get_pp_group().is_first_rank:
+        return Place(loader_index=-1)
+    tensor = get_tp_group()
+    return Place(loader_index=get_pcp_group().rank_in_group * tensor.world_size + tensor.rank_in_group)
+
+
+def find_device() -> str:
+    """Return the device type that vLLM runs on, e.g. ``cpu`` or ``npu``; torch adds the current index."""
+    from vllm.platforms import current_platform
+
+    return str(current_platform.device_type)
+
+
+def find_host_address() -> str:
+    """Return the address other hosts reach this one at (VLLM_HOST_IP, else that of the default route)."""
+    from vllm.utils.network_utils import get_ip
+
+    return str(get_ip())
+
+
+def read_features(request: Any) -> list[Feature]:
+    """Return the media items of a request, in the order of vLLM's index."""
+    return [
+        Feature(
+            item_id=feature.identifier,
+            rows=feature.mm_position.get_num_embeds(),
+            end=feature.mm_position.offset + feature.mm_position.length,
+        )
+        for feature in request.mm_features
+    ]

@@ -1,0 +1,24 @@
+"""What one scheduler step tells the workers: which verified embeddings to copy from the slab."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from .compat import ECConnectorMetadata
+
+
+class Location(msgspec.Struct, frozen=True):
+    """A verified payload in the slab: offset and size in bytes, torch dtype name, shape."""
+
+    offset: int
+    size_bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StepMetadata(ECConnectorMetadata):
+    """Loads of one step. ``step`` grows by one for each step that has any; a rank reports it when done."""
+
+    step: int = 0
+    loads: tuple[tuple[str, Location], ...] = ()

@@ -1,0 +1,247 @@
+"""The scheduler's side: decides, from dictionaries alone, which items come from the store.
+
+Per item: unknown → FETCHING → READY | MISSED. The worker looks the item up, fetches and verifies it while the
+state is FETCHING; this side only reads what it answered. It runs on vLLM's scheduler thread alone, so it needs no
+lock, and it must not import anything of the worker's side.
+"""
+
+import enum
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from .compat import Feature
+from .config import ConnectorConfig
+from .link import MAX_ITEM_ID_CHARS, Confirmed, CountsSender, Fetch, LinkClient, Missing, NoRoom, Ready, Release, Reply
+from .metadata import Location, StepMetadata
+from .metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+MAX_FETCHING = 4096
+MAX_MISSES = 65_536
+
+
+class State(enum.Enum):
+    """What is known of one item."""
+
+    FETCHING = enum.auto()
+    READY = enum.auto()
+    MISSED = enum.auto()
+
+
+@dataclass(slots=True)
+class Item:
+    """One item; times are those of the scheduler's clock, in seconds."""
+
+    state: State
+    rows: int
+    changed_at_s: float
+    used_at_s: float
+    location: Location | None = None
+    loaded_in_step: int = 0
+    """Last step whose metadata asked the workers to copy it; 0 for none."""
+
+
+@dataclass(slots=True)
+class Wait:
+    """One request that waits or waited for its items."""
+
+    started_at_s: float
+    was_deferred: bool = False
+    is_over: bool = False
+
+
+class ConsumerScheduler:
+    """State machine of an instance that takes embeddings from the store."""
+
+    def __init__(
+        self,
+        config: ConnectorConfig,
+        link: LinkClient,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._fetch_timeout_s = config.fetch_timeout_ms / 1000
+        self._ready_ttl_s = config.ready_ttl_s
+        self._link = link
+        self._metrics = metrics
+        self._clock = clock
+        self._items: OrderedDict[str, Item] = OrderedDict()  # least recently used first
+        self._fetching = 0
+        self._waits: dict[str, Wait] = {}
+        self._step_hits: set[str] = set()
+        self._step_loads: dict[str, Location] = {}
+        self._step = 0
+        self._counts = CountsSender(link, metrics)
+
+    def __repr__(self) -> str:
+        states = [item.state for item in self._items.values()]
+        counts = ", ".join(f"{states.count(state)} {state.name.lower()}" for state in State)
+        return f"<ConsumerScheduler: {counts}, {len(self._waits)} requests, step {self._step}>"
+
+    def ensure_available(self, request_id: str, features: Sequence[Feature]) -> bool:
+        """Return True when every item is READY or MISSED, or the request has waited long enough."""
+        self._receive()
+        now_s = self._clock()
+        wait = self._waits.get(request_id)
+        if wait is None:
+            wait = self._waits[request_id] = Wait(now_s)
+        if wait.is_over:
+            return True
+        # No short cut at the first pending item: all are asked for at once.
+        settled = [self._is_settled(feature, wait, now_s) for feature in features]
+        is_late = now_s - wait.started_at_s >= self._fetch_timeout_s
+        if not all(settled) and not is_late:
+            wait.was_deferred = True
+            return False
+        if not all(settled):
+            self._metrics.count("epd_ec_deadlines")
+            wait.is_over = True
+        elif wait.was_deferred:
+            self._metrics.observe("epd_ec_deferral_seconds", now_s - wait.started_at_s)
+            wait.was_deferred = False
+        return True
+
+    def has_item(self, item_id: str) -> bool:
+        """Return whether the item is READY; a True is kept for the rest of the step."""
+        item = self._items.get(item_id)
+        if item is None or item.state is not State.READY:
+            return False
+        self._step_hits.add(item_id)
+        return True
+
+    def record_allocation(self, item_id: str) -> None:
+        """Take note that vLLM made room for an item: load it when ``has_item`` said so, else it is encoded here."""
+        item = self._items.get(item_id)
+        if item_id in self._step_hits and item is not None and item.location is not None:
+            self._step_loads[item_id] = item.location
+            self._metrics.count("epd_ec_hits")
+        else:
+            self._metrics.count("epd_ec_local_encodes")
+
+    def close_step(self, finished_request_ids: Iterable[str], evicted_item_ids: Iterable[str]) -> StepMetadata:  # noqa: ARG002
+        """Return the loads of the step and begin the next one."""
+        loads = tuple(self._step_loads.items())
+        if loads:
+            self._step += 1
+        for item_id, _ in loads:
+            self._items[item_id].loaded_in_step = self._step
+            self._touch(item_id, self._clock())
+        self._step_loads.clear()
+        self._step_hits.clear()
+        for request_id in finished_request_ids:
+            self._waits.pop(request_id, None)
+        self._expire()
+        return StepMetadata(step=self._step, loads=loads)
+
+    def send_counts(self) -> None:
+        """Let the worker serve this side's counters."""
+        self._counts.send()
+
+    def close(self) -> None:
+        """Close the link."""
+        self._link.close()
+
+    def _is_settled(self, feature: Feature, wait: Wait, now_s: float) -> bool:
+        item = self._items.get(feature.item_id)
+        if item is not None and item.state is State.READY and item.rows != feature.rows:
+            # A client's uuid used twice. The earlier answer was checked against other rows.
+            if feature.item_id in self._step_hits:
+                return True
+            self._drop(feature.item_id)
+            item = None
+        if item is None:
+            return self._ask(feature, now_s)
+        self._touch(feature.item_id, now_s)
+        if item.state is State.MISSED and item.changed_at_s < wait.started_at_s:
+            # It may have been published since: the proxy sends a request here after its items were encoded.
+            return self._ask(feature, now_s)
+        # A fetch that hangs delays the requests of its own time, not every later one.
+        return item.state is not State.FETCHING or now_s - item.changed_at_s >= self._fetch_timeout_s
+
+    def _ask(self, feature: Feature, now_s: float) -> bool:
+        reason = self._find_obstacle(feature)
+        if reason:
+            self._miss(feature.item_id, feature.rows, reason)
+            return True
+        self._forget(feature.item_id)
+        self._items[feature.item_id] = Item(State.FETCHING, feature.rows, now_s, now_s)
+        self._fetching += 1
+        self._link.send(Fetch(feature.item_id, feature.rows))
+        return False
+
+    def _find_obstacle(self, feature: Feature) -> str:
+        if len(feature.item_id) > MAX_ITEM_ID_CHARS:
+            return "unsupported"
+        if self._fetching >= MAX_FETCHING or self._link.is_behind:
+            return "link_behind"
+        return "" if self._link.connect() else "link_down"
+
+    def _receive(self) -> None:
+        for reply in self._link.poll():
+            self._take(reply)
+        if not self._link.is_up and self._fetching:
+            for item_id in [key for key, item in self._items.items() if item.state is State.FETCHING]:
+                self._miss(item_id, self._items[item_id].rows, "link_down")
+
+    def _take(self, reply: Reply) -> None:
+        if isinstance(reply, Confirmed):
+            return
+        item = self._items.get(reply.item_id)
+        if item is None or item.state is not State.FETCHING:
+            if isinstance(reply, Ready):
+                self._link.send(Release(reply.location.offset, 0))
+            return
+        if isinstance(reply, Ready):
+            self._fetching -= 1
+            item.state, item.location, item.changed_at_s = State.READY, reply.location, self._clock()
+        elif isinstance(reply, Missing):
+            self._miss(reply.item_id, item.rows, reply.reason)
+        elif isinstance(reply, NoRoom):
+            self._make_room(reply.item_id, item)
+
+    def _make_room(self, item_id: str, item: Item) -> None:
+        """Release what was loaded already; when nothing is left to release, the item is a miss."""
+        idle = [key for key, other in self._items.items() if other.loaded_in_step and key not in self._step_hits]
+        if not idle:
+            self._miss(item_id, item.rows, "slab_full")
+            return
+        self._drop(idle[0])
+        self._link.send(Fetch(item_id, item.rows))
+
+    def _miss(self, item_id: str, rows: int, reason: str) -> None:
+        self._forget(item_id)
+        now_s = self._clock()
+        self._items[item_id] = Item(State.MISSED, rows, now_s, now_s)
+        self._metrics.count("epd_ec_misses", label=reason)
+
+    def _drop(self, item_id: str) -> None:
+        item = self._items[item_id]
+        if item.location is not None:
+            self._link.send(Release(item.location.offset, item.loaded_in_step))
+        self._forget(item_id)
+
+    def _forget(self, item_id: str) -> None:
+        item = self._items.pop(item_id, None)
+        if item is not None and item.state is State.FETCHING:
+            self._fetching -= 1
+
+    def _touch(self, item_id: str, now_s: float) -> None:
+        self._items[item_id].used_at_s = now_s
+        self._items.move_to_end(item_id)
+
+    def _expire(self) -> None:
+        """Forget what nobody asked for lately; a fetch under way is kept, its answer is still to come."""
+        now_s = self._clock()
+        while self._items:
+            item_id, item = next(iter(self._items.items()))
+            is_old = now_s - item.used_at_s >= self._ready_ttl_s
+            if not is_old and len(self._items) <= MAX_MISSES:
+                return
+            if item.state is State.FETCHING:
+                self._touch(item_id, now_s)  # there are fewer than MAX_MISSES of these, so the loop ends
+            else:
+                self._drop(item_id)

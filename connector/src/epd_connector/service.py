@@ -1,0 +1,139 @@
+"""What one worker per engine runs for all: store client, I/O threads, prober, link to the scheduler, metrics port."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from .access import StoreAccess
+from .breaker import Breaker
+from .compat import Engine
+from .config import ConnectorConfig
+from .fetcher import Fetcher
+from .keys import KEY_PREFIX
+from .link import Confirm, Confirmed, Counts, Fetch, LinkServer, Release, Request
+from .metrics import Collector, Metrics, MetricsServer
+from .publisher import Publisher
+from .slab import Allocator, OwnedDirectory, Slab
+from .store.base import Store, StoreError
+from .tensors import EmbeddingTensor
+
+log = logging.getLogger(__name__)
+
+SLAB_NAME = "slab"
+PROBE_KEY = f"{KEY_PREFIX}/probe"
+JOIN_TIMEOUT_S = 2.0
+
+
+class StoreService:
+    """Owns everything that talks to the store. Raises ConfigError when something cannot be set up on this host.
+
+    ``find_tensor`` returns an embedding from vLLM's own encoder cache, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: ConnectorConfig,
+        engine: Engine,
+        directory: Path,
+        store: Store,
+        metrics: Metrics,
+        find_tensor: Callable[[str], EmbeddingTensor | None],
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._find_tensor = find_tensor
+        self._scheduler_sums: Mapping[str, float] = {}
+        self._closing = threading.Event()
+        self._directory = OwnedDirectory(directory)
+        try:
+            slab = Slab.create(directory / SLAB_NAME, config.slab_size_bytes)
+            self._data = slab.data
+            self.allocator = Allocator(len(slab.data), lambda: slab.find_finished_step(engine.loader_count))
+            # A call is overdue when both the request that needs it and its own RPCs should have ended.
+            self.breaker = Breaker(slow_s=max(config.fetch_timeout_ms, config.publish_timeout_ms) / 1000)
+            self._metrics_server = self._start_metrics(metrics, engine.data_parallel_rank)
+            self._pool = ThreadPoolExecutor(config.io_threads, thread_name_prefix="epd-ec-io")
+            digest = engine.identity.digest()
+            access = StoreAccess(store, self.breaker, slab.data, self.allocator, digest, metrics)
+            self._fetcher = Fetcher(access)
+            self.publisher = Publisher(access, self._submit, config.publish_timeout_ms / 1000)
+            self._link = LinkServer(directory, self._handle)
+        except Exception:
+            self._directory.close()
+            raise
+        self._prober = threading.Thread(target=self._probe_until_closed, name="epd-ec-probe", daemon=True)
+        self._prober.start()
+
+    def close(self) -> None:
+        """End all threads that can be ended in time, then let go of the store."""
+        self._closing.set()
+        self._link.close()
+        if self._metrics_server is not None:
+            self._metrics_server.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        threads = [self._prober, *self._pool._threads]
+        for thread in threads:
+            thread.join(timeout=JOIN_TIMEOUT_S)
+        if not any(thread.is_alive() for thread in threads):
+            # Only then: a call on a closed Mooncake client crashes the process.
+            self._store.close()
+        self._directory.close()
+
+    def _start_metrics(self, metrics: Metrics, data_parallel_rank: int) -> MetricsServer | None:
+        if not self._config.metrics_port:
+            return None
+        gauges = {
+            "epd_ec_breaker_open": lambda: float(self.breaker.is_open),
+            "epd_ec_slab_used_bytes": lambda: float(self.allocator.used_bytes),
+        }
+        collector = Collector([metrics.snapshot, lambda: self._scheduler_sums], gauges)
+        return MetricsServer(collector, self._config.metrics_host, self._config.metrics_port + data_parallel_rank)
+
+    def _submit(self, job: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                job()
+            except Exception:
+                log.exception("A job of the store service failed.")
+
+        self._pool.submit(run)
+
+    def _handle(self, message: Request) -> None:
+        if isinstance(message, Fetch):
+            self._submit(lambda: self._link.reply(self._fetcher.fetch(message)))
+        elif isinstance(message, Confirm):
+            self._submit(lambda: self._confirm(message.item_id))
+        elif isinstance(message, Release):
+            self.allocator.release(message.offset, message.after_step)
+        elif isinstance(message, Counts):
+            self._scheduler_sums = message.sums
+
+    def _confirm(self, item_id: str) -> None:
+        try:
+            self.publisher.republish(item_id, lambda: self._find_tensor(item_id))
+        finally:
+            self._link.reply(Confirmed(item_id))
+
+    def _probe_until_closed(self) -> None:
+        is_connected = False
+        while not self._closing.is_set():
+            was_open = self.breaker.is_open
+            try:
+                if not is_connected:
+                    self._store.connect(self._data)
+                    is_connected = True
+                self._store.exists(PROBE_KEY)
+                self.breaker.record_probe(healthy=True)
+            except StoreError as error:
+                self.breaker.record_probe(healthy=False)
+                if not was_open:
+                    log.warning("The store is not healthy, items are encoded locally: %s", error)
+            except Exception:
+                self.breaker.record_probe(healthy=False)
+                log.exception("The store's probe failed.")
+            if was_open and not self.breaker.is_open:
+                log.info("The store is healthy, items are taken from it.")
+            self._closing.wait(self._config.probe_interval_ms / 1000)

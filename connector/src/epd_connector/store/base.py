@@ -1,0 +1,50 @@
+"""What the connector needs of a store, and the errors a backend turns its own into.
+
+StoreError                  any refusal; counts towards the circuit breaker
+├── StoreFullError          no room now; a retry may succeed
+└── StoreUnavailableError   the store does not answer; opens the circuit breaker at once
+"""
+
+from typing import Protocol
+
+
+class StoreError(Exception):
+    """A store refused or failed an operation."""
+
+
+class StoreFullError(StoreError):
+    """There is no room for the object now."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store cannot be reached."""
+
+
+class Store(Protocol):
+    """A flat namespace of immutable objects.
+
+    Every method may block for seconds when the store is sick, so none is ever called from a scheduler or
+    model thread. All but ``connect`` and ``close`` may be called from several threads at once, and raise a
+    StoreError when they fail.
+    """
+
+    def connect(self, slab: memoryview) -> None:
+        """Reach the store and make ``slab`` usable for put and get. Raises StoreUnavailableError; may be retried."""
+
+    def exists(self, key: str) -> bool:
+        """Tell whether a finished object is there; keeps it from eviction for the store's lease, if it has one."""
+
+    def find_size(self, key: str) -> int | None:
+        """Return the object's size in bytes, None when it is absent; keeps it from eviction like ``exists``."""
+
+    def put(self, key: str, data: memoryview) -> None:
+        """Store a part of the slab. An object that is there already stays as it is and that is no error."""
+
+    def get(self, key: str, out: memoryview) -> int | None:
+        """Read an object into a part of the slab of exactly its size; return its size, None when it is absent."""
+
+    def remove(self, key: str) -> None:
+        """Remove an object, also under lease; an absent one is no error."""
+
+    def close(self) -> None:
+        """Let go of the store. No other method may be called afterwards, nor be running."""

@@ -1,0 +1,21 @@
+"""Fixtures of the connector's tests. They need vLLM and Mooncake: run them in the CPU image, or where both are installed."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "connector" / "src"))
+
+from mooncake_pool import MooncakePool
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[MooncakePool]:
+    """A pool of 64 MB of the test's own, which it may kill."""
+    pool = MooncakePool(tmp_path)
+    pool.start()
+    yield pool
+    pool.stop()
