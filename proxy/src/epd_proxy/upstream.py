@@ -1,6 +1,7 @@
 """The only module that opens sockets to backends; foreign exceptions end here and become those of ``errors``."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -23,6 +24,7 @@ from .protocol import Headers
 # uvicorn, and so vLLM, closes idle connections after 5 s. Stop using ours before that, or a request meets a closing
 # one.
 _KEEP_ALIVE_S = 3.0
+_STALE_WITHIN_S = 1.0
 # aiohttp warns of larger plain bytes since it would write them in one go; a BytesIO is written in pieces.
 _PIECEWISE_FROM_BYTES = 1024 * 1024
 
@@ -124,12 +126,14 @@ class Upstream:
 
     async def _send(self, backend: str, call: Call) -> UpstreamResponse:
         connection = SimpleNamespace(reused=False)
+        started = time.monotonic()
         try:
             return await self._send_once(backend, call, connection)
         except (aiohttp.ServerDisconnectedError, ConnectionResetError, BrokenPipeError):
-            if not connection.reused:
+            # Most likely the instance closed a kept connection just as we took it, and never saw the request. One that
+            # dies of the request takes longer, or does so again on a new connection.
+            if not connection.reused or time.monotonic() - started > _STALE_WITHIN_S:
                 raise
-        # The instance closed a kept connection just as we took it: it never saw the request.
         return await self._send_once(backend, call, SimpleNamespace(reused=False))
 
     async def _send_once(self, backend: str, call: Call, connection: SimpleNamespace) -> UpstreamResponse:

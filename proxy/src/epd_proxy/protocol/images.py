@@ -57,7 +57,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 def _webp_size(data: bytes) -> tuple[int, int] | None:
     kind = data[12:16]
     if kind == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+        # Two 24-bit numbers at 24 and 27, each less one; unpack_from, unlike a slice, minds a header that is cut.
+        return 1 + (unpack_from("<I", data, 24)[0] & 0xFFFFFF), 1 + (unpack_from("<I", data, 26)[0] >> 8)
     if kind == b"VP8L":
         bits = unpack_from("<I", data, 21)[0]
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)

@@ -1,0 +1,84 @@
+"""Flags and variables to a configuration, or to all faults at once."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import epd_proxy
+from epd_proxy.config import MIB, ProxyConfig, Topology, load_config
+from epd_proxy.errors import ConfigError
+
+PD = ("--prefill-decode", "http://pd:1")
+
+
+def load(*argv: str, **environ: str) -> ProxyConfig:
+    return load_config(argv, environ)
+
+
+def test_defaults() -> None:
+    config = load(*PD)
+    assert (config.listen.host, config.listen.port) == ("0.0.0.0", 8000)
+    assert config.topology == Topology(prefill_decode=("http://pd:1",))
+    assert (config.limits.body_bytes, config.encode_fallback, config.retry.max_attempts) == (256 * MIB, "local", 3)
+
+
+def test_flags_beat_variables_and_lists_come_in_either_form() -> None:
+    config = load("--encode", "http://a:1", "http://b:1/", "--encode", "http://c:1", *PD, "--port", "9",
+                  EPD_PROXY_ENCODE_URLS="http://no:1", EPD_PROXY_PORT="8", EPD_PROXY_MAX_BODY_MIB="2")  # fmt: skip
+    assert config.topology.encode == ("http://a:1", "http://b:1", "http://c:1")
+    assert (config.listen.port, config.limits.body_bytes) == (9, 2 * MIB)
+    config = load(EPD_PROXY_PREFILL_DECODE_URLS="http://a:1, http://b:1 http://c:1", EPD_PROXY_PORT="")
+    assert config.topology.prefill_decode == ("http://a:1", "http://b:1", "http://c:1")
+    assert config.listen.port == 8000
+
+
+def test_names_of_the_example_proxy() -> None:
+    config = load("--encoder-hosts", "e", "::1", "--encoder-ports", "1", "2", "--prefiller-hosts", "p",
+                  "--prefiller-ports", "3", "--decoder-hosts", "[::2]", "--decoder-ports", "4", "--max-retries", "5",
+                  "--retry-delay", "0.5", "--host", "h")  # fmt: skip
+    assert config.topology == Topology(("http://e:1", "http://[::1]:2"), (), ("http://p:3",), ("http://[::2]:4",))
+    assert (config.retry.max_attempts, config.retry.delay_s) == (5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ((), ["no instance answers"]),
+        (("--prefill", "http://p:1"), ["belong together"]),
+        ((*PD, "--decode", "http://d:1"), ["not both"]),
+        ((*PD, "http://pd:1"), ["given twice"]),
+        ((*PD, "--encode", "e:1"), ["http://host:port"]),
+        ((*PD, "--encode", "http://e:99999"), ["http://host:port"]),
+        ((*PD, "--encode", "http://e:1/v1"), ["leave out path"]),
+        ((*PD, "--encode", "http://u:p@e:1"), ["leave out path"]),
+        ((*PD, "--encode", "http://0.0.0.0:1"), ["address to bind"]),
+        ((*PD, "--encode", "http://[::]:1"), ["address to bind"]),
+        ((*PD, "--pd-hosts", "a", "b", "--pd-ports", "1"), ["2 hosts and 1 ports"]),
+        ((*PD, "--port", "70000", "--max-retries", "0", "--retry-delay", "-1", "--idle-timeout-s", "0",
+          "--health-interval-s", "0", "--health-timeout-s", "nan", "--max-body-mib", "0", "--max-media-items", "0",
+          "--log-level", "loud", "--log-format", "xml", "--encode-fallback", "maybe"),
+         ["--port", "--idle-timeout-s", "--max-retries", "--retry-delay", "--max-body-mib", "--max-media-items",
+          "--health-interval-s", "--health-timeout-s", "--log-level", "--log-format", "--encode-fallback"]),
+        (("--port", "x", "--connect-timeout-s", "soon"), ["--port", "--connect-timeout-s", "no instance"]),
+    ],
+)  # fmt: skip
+def test_every_fault_is_told(argv: tuple[str, ...], expected: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(*argv)
+    assert len(caught.value.faults) == len(expected), caught.value.faults
+    for fault, words in zip(caught.value.faults, expected, strict=True):
+        assert words in fault
+
+
+def test_abbreviated_flags_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load("--enc", "http://a:1")
+    assert "--enc" in capsys.readouterr().err
+
+
+def test_one_version_everywhere() -> None:
+    root = Path(__file__).parents[2]
+    [version] = re.findall(r"^EPD_VERSION=(.+)$", (root / "docker/versions.env").read_text(), re.MULTILINE)
+    [packaged] = re.findall(r'^version = "(.+)"$', (root / "proxy/pyproject.toml").read_text(), re.MULTILINE)
+    assert epd_proxy.__version__ == packaged == version

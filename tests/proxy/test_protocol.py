@@ -1,0 +1,133 @@
+"""Bodies, pictures and headers: pure functions against libraries, oracles and random input."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+from PIL import Image
+
+from epd_proxy.errors import ConfigError, InvalidRequestError, ProxyError
+from epd_proxy.protocol import (
+    CHAT,
+    COMPLETIONS,
+    choose_request_id,
+    forwarded_headers,
+    parse_request,
+    returned_headers,
+    trace_id,
+)
+from epd_proxy.protocol.images import image_size
+from fakes.proxy_stack import chat, data_url, image_part, picture, url_part
+
+FORMS: list[tuple[str, dict[str, Any]]] = [
+    ("PNG", {}), ("GIF", {}), ("BMP", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {}),
+    ("WEBP", {"lossless": True}), ("WEBP", {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}),
+]  # fmt: skip
+
+
+STARTS = [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFFxxxxWEBPVP8 ",
+          b"RIFFxxxxWEBPVP8L", b"RIFFxxxxWEBPVP8X", picture(9, "JPEG")[:80]]  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(FORMS), st.integers(1, 700), st.integers(1, 700))
+def test_sizes_are_those_pillow_reads(form: tuple[str, dict[str, Any]], width: int, height: int) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height)).save(out, form[0], **form[1])
+    assert image_size(out.getvalue()) == (width, height)
+
+
+@given(st.sampled_from(STARTS), st.binary(max_size=64))
+def test_no_header_makes_it_fail(start: bytes, rest: bytes) -> None:
+    size = image_size(start + rest)
+    assert size is None or min(size) > 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_cut_header_has_no_size(form: tuple[str, dict[str, Any]]) -> None:
+    content = picture(300, form[0], **form[1])
+    full = [image_size(content[:length]) for length in range(len(content))]
+    assert set(full) <= {None, (300, 300)}
+    assert full[0] is None
+
+
+TOP_LEVEL = ["messages", "prompt", "model", "n", "max_tokens", "stream", "vllm_xargs", "kv_transfer_params"]
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=8)
+    | st.sampled_from(["image_url", "video_url", "input_audio", "data:image/png;base64,QUJD", "http://x/"]),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.sampled_from(["type", "content", "role", "image_url", "video_url", "audio_url", "input_audio",
+                                       "url", "data", "uuid", "text"]) | st.text(max_size=4), inner, max_size=5),
+    max_leaves=20,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(TOP_LEVEL), json_values), st.sampled_from([CHAT, COMPLETIONS]))
+def test_any_document_is_parsed_or_refused(document: dict[str, Any], api: Any) -> None:
+    body = json.dumps(document).encode()
+    try:
+        request = parse_request(api, body, items_max=8)
+    except InvalidRequestError:
+        return  # any other exception fails the test
+    assert request.text_tokens >= 0
+    assert request.output_tokens > 0
+    assert all(item.cost > 0 for item in request.items)
+    assert "kv_transfer_params" not in json.loads(request.body)
+    if "kv_transfer_params" not in body.decode():
+        assert request.body is body
+
+
+def test_what_a_request_weighs() -> None:
+    def weigh(document: dict[str, Any], api: Any = CHAT) -> tuple[int, int, list[int]]:
+        request = parse_request(api, json.dumps(document).encode(), items_max=9)
+        return request.text_tokens, request.output_tokens, [item.cost for item in request.items]
+
+    assert weigh(chat(text="x" * 400)) == (100, 8, [])
+    assert weigh(chat(image_part(picture(56)), text="x" * 400, max_completion_tokens=20, n=3)) == (100, 60, [4])
+    assert weigh(chat(url_part("http://a/b.png"), max_tokens=10**9)) == (2, 4096, [1024])
+    assert weigh(chat(url_part(data_url(b"no header that we know")))) == (2, 8, [1024])
+    assert weigh({"prompt": [1] * 50}, COMPLETIONS) == (50, 256, [])
+    assert weigh({"prompt": [[1] * 50, "x" * 40]}, COMPLETIONS) == (60, 256, [])
+
+
+def test_frames_and_loose_base64_are_left_to_vllm() -> None:
+    """vLLM joins JPEG frames of a video by commas, and skips line breaks in sound; both work, so both pass."""
+    parts = [url_part("data:video/jpeg;base64,QUJD,QUJD", "video_url"),
+             {"type": "input_audio", "input_audio": {"data": "QUJD\nQUJD", "format": "wav"}}]  # fmt: skip
+    assert len(parse_request(CHAT, json.dumps(chat(*parts)).encode(), items_max=9).items) == 2
+
+
+def test_headers_end_to_end() -> None:
+    given_headers = CIMultiDict([
+        ("Host", "x"), ("Connection", "keep-alive, X-Hop"), ("X-Hop", "1"), ("Keep-Alive", "5"), ("TE", "trailers"),
+        ("Transfer-Encoding", "chunked"), ("Content-Length", "3"), ("Expect", "100-continue"),
+        ("Accept-Encoding", "br"),
+        ("Content-Type", "application/json"), ("X-Data-Parallel-Rank", "7"), ("X-Mine", "a"), ("X-Mine", "b"),
+    ])  # fmt: skip
+    assert forwarded_headers(given_headers) == [("Content-Type", "application/json"), ("X-Mine", "a"), ("X-Mine", "b")]
+    answered = CIMultiDict([("Server", "uvicorn"), ("Date", "x"), ("Connection", "close"), ("X-Metrics", "1")])
+    assert returned_headers(answered) == [("X-Metrics", "1")]
+
+
+def test_request_and_trace_ids() -> None:
+    assert choose_request_id({"X-Request-Id": "mine-1"}) == "mine-1"
+    for bad in ("", "a b", "é", "x" * 201, "a\r\nb"):
+        assert choose_request_id({"X-Request-Id": bad}) != bad
+    assert trace_id({"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}) == "1" * 32
+    assert trace_id({"traceparent": "nonsense"}) == trace_id({}) == ""
+
+
+def test_every_error_class_has_a_status_and_openais_form() -> None:
+    def classes(base: type[ProxyError]) -> list[type[ProxyError]]:
+        return [base, *(c for sub in base.__subclasses__() for c in classes(sub))]
+
+    for kind in classes(ProxyError):
+        if kind is not ConfigError and kind.__init__ is ProxyError.__init__:
+            error = json.loads(kind("why").body())["error"]
+            assert error == {"message": "why", "type": kind.kind, "param": None, "code": kind.status}
+            assert 400 <= kind.status < 600
