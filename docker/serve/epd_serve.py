@@ -277,7 +277,7 @@ def remember(role: str, url: str, state_dir: Path) -> None:
     (state_dir / "role.json").write_text(json.dumps({"role": role, "url": url, "started_at_s": time.time()}))
 
 
-def check_health(state_dir: Path, timeout_s: float = 4.0) -> tuple[bool, str]:
+def check_health(state_dir: Path, timeout_s: float = 15.0) -> tuple[bool, str]:
     """Return whether the role answers, and a sentence that tells loading from dead.
 
     Both fail the check. Docker does not count failures of the start period, so loading is "starting" and only what
