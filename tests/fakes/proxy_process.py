@@ -32,14 +32,14 @@ class ProxyProcess:
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         self.client = aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(total=20))
-        for _ in range(200):
+        for _ in range(600):
             try:
                 async with self.client.get("/health") as response:
                     assert response.status == 200
                     return self
             except aiohttp.ClientConnectorError:
                 await asyncio.sleep(0.05)
-        raise AssertionError("the proxy did not start within 10 s")
+        raise AssertionError("the proxy did not start within 30 s")
 
     async def __aexit__(self, *_exc: object) -> None:
         await self.client.close()
@@ -52,5 +52,5 @@ class ProxyProcess:
 
     async def end(self) -> tuple[int, str]:
         """Wait for the process; return its exit code and what it logged."""
-        _, err = await asyncio.wait_for(self.process.communicate(), 15)
+        _, err = await asyncio.wait_for(self.process.communicate(), 30)
         return self.process.returncode or 0, err.decode()

@@ -28,7 +28,7 @@ class ProxyStack:
         self.encoders = [FakeInstance(name=f"encode-{i}") for i in range(encoders)]
         self.instances = [FakeInstance(name=f"prefill-decode-{i}") for i in range(instances)]
         self._options: dict[str, Any] = {
-            "timeouts": timeouts or Timeouts(connect_s=1, encode_s=5, first_byte_s=5, idle_s=5, drain_s=1),
+            "timeouts": timeouts or Timeouts(drain_s=1),
             "retry": retry or Retry(), "limits": limits or Limits(), "health": health or Health(interval_s=60),
             "encode_fallback": encode_fallback,
         }  # fmt: skip
@@ -44,7 +44,7 @@ class ProxyStack:
         await self.runner.setup()
         await web.TCPSite(self.runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{self.runner.addresses[0][1]}"
-        self.client = aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(total=20))
+        self.client = aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(total=30))
         self.pools = self.app[STAGES].pools
         self.handlers = self.app[HANDLERS]
         await self.until(lambda: all(pool.ready for pool in self.pools.values()))
@@ -60,7 +60,7 @@ class ProxyStack:
             for fake in (*self.encoders, *self.instances):
                 await fake.stop()
 
-    async def until(self, condition: Any, timeout_s: float = 5.0) -> None:
+    async def until(self, condition: Any, timeout_s: float = 15.0) -> None:
         """Wait for ``condition()``; fail with the state of the pools when it does not come true."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         while not condition():

@@ -1,4 +1,4 @@
-"""Coroutine tests run on uvloop, as the proxy does, each with a loop of its own and 30 s to end."""
+"""Coroutine tests run on uvloop, as the proxy does, each with a loop of its own and 60 s to end."""
 
 import asyncio
 import inspect
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import uvloop
 
-TEST_TIMEOUT_S = 30
+TEST_TIMEOUT_S = 60
 
 
 @pytest.hookimpl(tryfirst=True)

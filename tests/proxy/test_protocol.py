@@ -50,7 +50,7 @@ def test_no_header_makes_it_fail(start: bytes, rest: bytes) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_cut_header_has_no_size(form: tuple[str, dict[str, Any]]) -> None:
     content = picture(300, form[0], **form[1])
-    full = [image_size(content[:length]) for length in range(len(content))]
+    full = [image_size(content[:length]) for length in range(min(len(content), 1000))]
     assert set(full) <= {None, (300, 300)}
     assert full[0] is None
 

@@ -12,6 +12,7 @@
     ├── RefusedByBackendError                  as the backend said (4xx, and 5xx after the last attempt)
     └── BackendError                           502    the backend is at fault
         ├── BackendConnectError (ConnectionError)     502    no connection could be made
+        │   └── BackendConnectTimeoutError     502    not in time: it, or this machine, may just be busy
         ├── BackendDisconnectError (ConnectionError)  502    the connection broke
         ├── BackendProtocolError               502    what it sent is not a usable answer
         └── BackendTimeoutError (TimeoutError) 504    it took too long
@@ -115,6 +116,10 @@ class BackendError(ProxyError):
 
 class BackendConnectError(BackendError, ConnectionError):
     """No connection to the backend could be made."""
+
+
+class BackendConnectTimeoutError(BackendConnectError):
+    """No connection came about in time: the backend, or this machine, may just be busy."""
 
 
 class BackendDisconnectError(BackendError, ConnectionError):

@@ -53,7 +53,7 @@ class Endpoint:
         self._go_down(error)
 
     def mark_disconnected(self, error: str) -> None:
-        """A connection broke: take it out when that goes on."""
+        """A connection broke, or took too long to come about: take the endpoint out when that goes on."""
         self._disconnects += 1
         if self._disconnects >= DISCONNECTS_UNTIL_DOWN:
             self._go_down(error)

@@ -14,6 +14,7 @@ from yarl import URL
 from .config import Timeouts
 from .errors import (
     BackendConnectError,
+    BackendConnectTimeoutError,
     BackendDisconnectError,
     BackendError,
     BackendProtocolError,
@@ -163,7 +164,9 @@ async def _note_reuse(_session: aiohttp.ClientSession, context: SimpleNamespace,
 
 def _translate(backend: str, error: Exception) -> BackendError:
     """Name no address in the message: clients read it. The log line has it."""
-    if isinstance(error, aiohttp.ConnectionTimeoutError | aiohttp.ClientConnectorError):
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return BackendConnectTimeoutError(backend, "the instance cannot be reached in time")
+    if isinstance(error, aiohttp.ClientConnectorError):
         return BackendConnectError(backend, "the instance cannot be reached")
     if isinstance(error, TimeoutError):
         return BackendTimeoutError(backend, "the instance did not answer in time")

@@ -5,6 +5,7 @@ import logging
 
 from ..errors import (
     BackendConnectError,
+    BackendConnectTimeoutError,
     BackendDisconnectError,
     BackendError,
     BackendProtocolError,
@@ -78,11 +79,11 @@ async def _open(stages: Stages, answer: Answer, call: Call, *, remote_media: boo
         if isinstance(error, BackendTimeoutError):
             raise
         raise BackendTimeoutError(endpoint.url, "the instance did not answer in time") from error
+    except (BackendDisconnectError, BackendConnectTimeoutError) as error:
+        endpoint.mark_disconnected(str(error))
+        raise
     except BackendConnectError as error:
         endpoint.mark_unreachable(str(error))
-        raise
-    except BackendDisconnectError as error:
-        endpoint.mark_disconnected(str(error))
         raise
     endpoint.mark_answered()
     _check_status(answer, remote_media=remote_media)
