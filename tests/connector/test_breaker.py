@@ -1,4 +1,5 @@
 import pytest
+
 from epd_connector.breaker import COOL_DOWN_S, FAILURES_TO_OPEN, MAX_COOL_DOWN_S, Breaker
 from epd_connector.store.base import StoreError, StoreFullError, StoreUnavailableError
 

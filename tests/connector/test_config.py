@@ -1,4 +1,5 @@
 import pytest
+
 from epd_connector.config import ConfigError, read_config
 
 GOOD = {"master_server_address": "10.0.0.1:50051"}

@@ -1,4 +1,7 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from epd_connector.header import (
     HEADER_SIZE_BYTES,
     ITEM_SIZE_BYTES,
@@ -10,8 +13,6 @@ from epd_connector.header import (
     verify_object,
 )
 from epd_connector.keys import hash_item_id
-from hypothesis import given
-from hypothesis import strategies as st
 
 headers = st.builds(
     Header,

@@ -1,8 +1,9 @@
 import re
 
-from epd_connector.keys import ModelIdentity, build_key
 from hypothesis import given
 from hypothesis import strategies as st
+
+from epd_connector.keys import ModelIdentity, build_key
 
 identities = st.builds(
     ModelIdentity,

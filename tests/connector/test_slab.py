@@ -4,10 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from epd_connector.config import ConfigError
-from epd_connector.slab import PAGE_SIZE_BYTES, Allocator, OwnedDirectory, Slab, name_directory
 from hypothesis import given
 from hypothesis import strategies as st
+
+from epd_connector.config import ConfigError
+from epd_connector.slab import PAGE_SIZE_BYTES, Allocator, OwnedDirectory, Slab, name_directory
 
 PAGE = PAGE_SIZE_BYTES
 
@@ -80,7 +81,11 @@ def test_live_engines_directory_is_refused_and_kept(tmp_path: Path) -> None:
 
 def test_directory_of_a_killed_engine_is_taken_over(tmp_path: Path) -> None:
     path = name_directory(str(tmp_path), "engine", 0)
-    code = f"import os; from pathlib import Path; from epd_connector.slab import OwnedDirectory; OwnedDirectory(Path({str(path)!r})); os.kill(os.getpid(), 9)"
+    code = (
+        "import os; from pathlib import Path; from epd_connector.slab import OwnedDirectory\n"
+        f"OwnedDirectory(Path({str(path)!r}))\n"
+        "os.kill(os.getpid(), 9)"
+    )
     source = str(Path(sys.modules["epd_connector"].__file__ or "").parents[1])
     ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": source}, check=False)
     assert ended.returncode == -9

@@ -3,6 +3,7 @@
 The connector's base class is declared for the type checker here, because vLLM is present only in the images.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ __all__ = [
     "Engine",
     "Feature",
     "Place",
+    "adopt_logging",
     "describe_engine",
     "find_device",
     "find_faults",
@@ -88,6 +90,15 @@ class Feature:
     """Embeddings that vLLM gathers for it."""
     end: int
     """First prompt position after its placeholder."""
+
+
+def adopt_logging() -> None:
+    """Send this package's log lines where vLLM's go: vLLM configures its own logger only, and no root handler."""
+    ours, theirs = logging.getLogger("epd_connector"), logging.getLogger("vllm")
+    if theirs.handlers and not ours.handlers:
+        ours.handlers = list(theirs.handlers)
+        ours.setLevel(theirs.level)
+        ours.propagate = False
 
 
 def describe_engine(vllm_config: Any, namespace: str = "") -> Engine:

@@ -15,6 +15,7 @@ from .compat import (
     ECConnectorRole,
     EncoderCache,
     Engine,
+    adopt_logging,
     describe_engine,
     find_device,
     find_faults,
@@ -45,6 +46,7 @@ class ECMooncakeStoreConnector(ECConnectorBase):
 
     def __init__(self, vllm_config: Any, role: ECConnectorRole) -> None:
         super().__init__(vllm_config=vllm_config, role=role)
+        adopt_logging()
         extra = vllm_config.ec_transfer_config.ec_connector_extra_config
         config = read_config(extra, find_faults(vllm_config))
         engine = describe_engine(vllm_config, config.namespace)

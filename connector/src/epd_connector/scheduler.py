@@ -97,7 +97,7 @@ class ConsumerScheduler:
         if not all(settled) and not is_late:
             wait.was_deferred = True
             return False
-        if not all(settled):
+        if any(self._is_fetching(feature.item_id) for feature in features):
             self._metrics.count("epd_ec_deadlines")
             wait.is_over = True
         elif wait.was_deferred:
@@ -161,6 +161,10 @@ class ConsumerScheduler:
             return self._ask(feature, now_s)
         # A fetch that hangs delays the requests of its own time, not every later one.
         return item.state is not State.FETCHING or now_s - item.changed_at_s >= self._fetch_timeout_s
+
+    def _is_fetching(self, item_id: str) -> bool:
+        item = self._items.get(item_id)
+        return item is not None and item.state is State.FETCHING
 
     def _ask(self, feature: Feature, now_s: float) -> bool:
         reason = self._find_obstacle(feature)

@@ -70,6 +70,8 @@ class StoreService:
     def close(self) -> None:
         """End all threads that can be ended in time, then let go of the store."""
         self._closing.set()
+        # First, because vLLM kills a worker that takes long to end. What is mapped and connected stays so.
+        self._directory.close()
         self._link.close()
         if self._metrics_server is not None:
             self._metrics_server.close()
@@ -80,7 +82,6 @@ class StoreService:
         if not any(thread.is_alive() for thread in threads):
             # Only then: a call on a closed Mooncake client crashes the process.
             self._store.close()
-        self._directory.close()
 
     def _start_metrics(self, metrics: Metrics, data_parallel_rank: int) -> MetricsServer | None:
         if not self._config.metrics_port:

@@ -1,0 +1,303 @@
+"""The state machine against a worker faked at the wire: a socket that answers what a test tells it to."""
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from epd_connector.compat import Feature
+from epd_connector.config import ConnectorConfig
+from epd_connector.link import (
+    MAX_ITEM_ID_CHARS,
+    SOCKET_NAME,
+    Confirm,
+    Confirmed,
+    Counts,
+    Fetch,
+    LinkClient,
+    Missing,
+    NoRoom,
+    Ready,
+    Release,
+    Reply,
+    Request,
+)
+from epd_connector.metadata import Location
+from epd_connector.metrics import Metrics
+from epd_connector.producer_scheduler import ProducerScheduler
+from epd_connector.scheduler import ConsumerScheduler
+
+CONFIG = ConnectorConfig("127.0.0.1:1", fetch_timeout_ms=500, publish_timeout_ms=1000, ready_ttl_s=60)
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class FakeWorker:
+    def __init__(self, directory: Path) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(directory / SOCKET_NAME))
+        self._listener.listen(1)
+        self._connection: socket.socket | None = None
+
+    def receive(self) -> list[Request]:
+        if self._connection is None:
+            self._listener.settimeout(1)
+            self._connection, _ = self._listener.accept()
+            self._connection.setblocking(False)
+        requests = []
+        try:
+            while data := self._connection.recv(1 << 16):
+                requests.append(msgspec.msgpack.decode(data, type=Request))
+        except BlockingIOError:
+            pass
+        return requests
+
+    def send(self, *replies: Reply) -> None:
+        assert self._connection is not None
+        for reply in replies:
+            self._connection.send(msgspec.msgpack.encode(reply))
+
+    def close(self) -> None:
+        self._listener.close()
+        if self._connection is not None:
+            self._connection.close()
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[FakeWorker]:
+    worker = FakeWorker(tmp_path)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path, clock: Clock, metrics: Metrics, worker: FakeWorker) -> Iterator[ConsumerScheduler]:
+    scheduler = ConsumerScheduler(CONFIG, LinkClient(tmp_path), metrics, clock)
+    yield scheduler
+    scheduler.close()
+
+
+def feature(item_id: str, rows: int = 4) -> Feature:
+    return Feature(item_id, rows, end=rows)
+
+
+def ready(item_id: str, offset: int = 256) -> Ready:
+    return Ready(item_id, Location(offset, 64, "float32", (4, 4)))
+
+
+def make_ready(scheduler: ConsumerScheduler, worker: FakeWorker, item_id: str, offset: int = 256) -> None:
+    assert not scheduler.ensure_available(f"request-{item_id}", [feature(item_id)])
+    worker.receive()
+    worker.send(ready(item_id, offset))
+    assert scheduler.ensure_available(f"request-{item_id}", [feature(item_id)])
+
+
+def load(scheduler: ConsumerScheduler, item_id: str) -> None:
+    assert scheduler.has_item(item_id)
+    scheduler.record_allocation(item_id)
+    assert [loaded for loaded, _ in scheduler.close_step([], []).loads] == [item_id]
+
+
+def test_item_is_fetched_once_then_loaded(
+    scheduler: ConsumerScheduler, worker: FakeWorker, metrics: Metrics, clock: Clock
+) -> None:
+    for _ in range(5):
+        assert not scheduler.ensure_available("r", [feature("a"), feature("b", 9)])
+    assert worker.receive() == [Fetch("a", 4), Fetch("b", 9)]
+    assert not scheduler.has_item("a")
+    worker.send(ready("a"))
+    assert not scheduler.ensure_available("r", [feature("a"), feature("b", 9)])
+    worker.send(Missing("b", "absent"))
+    clock.now_s += 0.25
+    assert scheduler.ensure_available("r", [feature("a"), feature("b", 9)])
+    assert scheduler.has_item("a")
+    assert not scheduler.has_item("b")
+    scheduler.record_allocation("a")
+    scheduler.record_allocation("b")
+    metadata = scheduler.close_step([], [])
+    assert metadata.loads == (("a", ready("a").location),)
+    assert metadata.step == 1
+    sums = metrics.snapshot()
+    assert sums["epd_ec_hits|"] == 1
+    assert sums["epd_ec_local_encodes|"] == 1
+    assert sums["epd_ec_misses|absent"] == 1
+    assert sums["epd_ec_deferral_seconds|sum"] == pytest.approx(0.25)
+
+
+def test_only_items_that_were_promised_in_the_step_are_loaded(scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
+    assert not scheduler.ensure_available("r", [feature("a")])
+    assert not scheduler.has_item("a")
+    worker.receive()
+    worker.send(ready("a"))
+    scheduler.ensure_available("other", [feature("a")])
+    # vLLM was told "no" and encodes it, although it is there by now.
+    scheduler.record_allocation("a")
+    assert scheduler.close_step([], []).loads == ()
+
+
+def test_promise_holds_to_the_end_of_the_step(scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
+    make_ready(scheduler, worker, "a")
+    load(scheduler, "a")
+    assert scheduler.has_item("a")
+    # The same uuid with other rows, and a slab that is full: neither may take it back now.
+    scheduler.ensure_available("r2", [feature("a", rows=5), feature("b")])
+    worker.receive()
+    worker.send(NoRoom("b"))
+    scheduler.ensure_available("r2", [feature("b")])
+    assert scheduler.has_item("a")
+    scheduler.record_allocation("a")
+    assert [item_id for item_id, _ in scheduler.close_step([], []).loads] == ["a"]
+
+
+def test_request_stops_waiting_at_its_deadline(
+    scheduler: ConsumerScheduler, clock: Clock, metrics: Metrics, worker: FakeWorker
+) -> None:
+    assert not scheduler.ensure_available("r", [feature("a")])
+    clock.now_s += 0.499
+    assert not scheduler.ensure_available("r", [feature("a")])
+    clock.now_s += 0.001
+    assert scheduler.ensure_available("r", [feature("a")])
+    assert not scheduler.has_item("a")
+    assert metrics.snapshot()["epd_ec_deadlines|"] == 1
+    # A fetch that hangs delays nobody else either.
+    assert scheduler.ensure_available("later", [feature("a")])
+
+
+def test_earlier_miss_is_asked_again_for_a_later_request(
+    scheduler: ConsumerScheduler, worker: FakeWorker, clock: Clock
+) -> None:
+    scheduler.ensure_available("r", [feature("a")])
+    worker.receive()
+    worker.send(Missing("a", "absent"))
+    assert scheduler.ensure_available("r", [feature("a")])
+    assert scheduler.ensure_available("r", [feature("a")])
+    clock.now_s += 0.01
+    assert not scheduler.ensure_available("later", [feature("a")])
+    assert worker.receive() == [Fetch("a", 4)]
+
+
+def test_full_slab_gives_up_loaded_items_only(scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
+    make_ready(scheduler, worker, "loaded", offset=256)
+    load(scheduler, "loaded")
+    make_ready(scheduler, worker, "waiting", offset=8192)
+    assert not scheduler.ensure_available("r", [feature("new")])
+    worker.receive()
+    worker.send(NoRoom("new"))
+    assert not scheduler.ensure_available("r", [feature("new")])
+    assert worker.receive() == [Release(256, after_step=1), Fetch("new", 4)]
+    worker.send(NoRoom("new"))
+    assert scheduler.ensure_available("r", [feature("new")])
+    assert not scheduler.has_item("new")
+    assert scheduler.has_item("waiting")
+
+
+def test_rows_of_a_reused_uuid_are_checked_again(scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
+    make_ready(scheduler, worker, "a")
+    assert not scheduler.ensure_available("r", [feature("a", rows=5)])
+    assert worker.receive() == [Release(256, 0), Fetch("a", 5)]
+    assert not scheduler.has_item("a")
+
+
+def test_unused_items_are_given_back_and_nothing_grows(
+    scheduler: ConsumerScheduler, worker: FakeWorker, clock: Clock
+) -> None:
+    make_ready(scheduler, worker, "a")
+    clock.now_s += 61
+    scheduler.close_step(["request-a"], [])
+    assert worker.receive() == [Release(256, 0)]
+    assert repr(scheduler) == "<ConsumerScheduler: 0 fetching, 0 ready, 0 missed, 0 requests, step 0>"
+
+
+def test_answer_that_nobody_waits_for_is_released(scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
+    make_ready(scheduler, worker, "a")
+    worker.send(ready("a", offset=4352))
+    scheduler.ensure_available("r", [])
+    assert worker.receive() == [Release(4352, 0)]
+
+
+def test_without_a_worker_everything_is_a_miss_at_once(tmp_path: Path, metrics: Metrics) -> None:
+    scheduler = ConsumerScheduler(CONFIG, LinkClient(tmp_path / "nothing"), metrics)
+    assert scheduler.ensure_available("r", [feature("a")])
+    assert not scheduler.has_item("a")
+    assert metrics.snapshot()["epd_ec_misses|link_down"] == 1
+
+
+def test_worker_that_dies_leaves_no_request_waiting(scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
+    assert not scheduler.ensure_available("r", [feature("a")])
+    worker.receive()
+    worker.close()
+    assert scheduler.ensure_available("r", [feature("a")])
+    assert scheduler.ensure_available("r2", [feature("b")])
+    assert "0 fetching" in repr(scheduler)
+
+
+def test_worker_that_does_not_read_never_blocks_the_scheduler(scheduler: ConsumerScheduler) -> None:
+    slowest_s = 0.0
+    for number in range(3000):
+        started_s = time.perf_counter()
+        scheduler.ensure_available(f"r{number}", [feature(f"{number}" * 500)])
+        slowest_s = max(slowest_s, time.perf_counter() - started_s)
+    assert scheduler.ensure_available("last", [feature("z")])
+    assert slowest_s < 0.1  # a blocked send would never return; 5 ms is what a quiet machine shows
+
+
+def test_overlong_uuid_is_not_sent(scheduler: ConsumerScheduler) -> None:
+    assert scheduler.ensure_available("r", [feature("u" * (MAX_ITEM_ID_CHARS + 1))])
+
+
+def test_counters_reach_the_worker_once_per_change(scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
+    scheduler.record_allocation("a")
+    scheduler.send_counts()
+    scheduler.send_counts()
+    assert worker.receive() == [Counts({"epd_ec_local_encodes|": 1})]
+
+
+class TestProducer:
+    @pytest.fixture
+    def producer(self, tmp_path: Path, clock: Clock, metrics: Metrics, worker: FakeWorker) -> ProducerScheduler:
+        return ProducerScheduler(CONFIG, LinkClient(tmp_path), metrics, clock)
+
+    def test_new_item_is_encoded_without_a_question(self, producer: ProducerScheduler) -> None:
+        assert producer.ensure_available("r", [feature("a")])
+        assert not producer.has_item("a")
+
+    def test_cached_item_is_confirmed_first(self, producer: ProducerScheduler, worker: FakeWorker) -> None:
+        producer.record_allocation("a")
+        assert not producer.ensure_available("r", [feature("a"), feature("b")])
+        assert not producer.ensure_available("r", [feature("a"), feature("b")])
+        assert worker.receive() == [Confirm("a")]
+        worker.send(Confirmed("a"))
+        assert producer.ensure_available("r", [feature("a"), feature("b")])
+        producer.close_step(["r"], ["a"])
+        assert producer.ensure_available("r2", [feature("a")])
+
+    def test_waiting_is_bounded(self, producer: ProducerScheduler, worker: FakeWorker, clock: Clock) -> None:
+        producer.record_allocation("a")
+        assert not producer.ensure_available("r", [feature("a")])
+        clock.now_s += 1
+        assert producer.ensure_available("r", [feature("a")])
+
+    def test_worker_that_dies_leaves_no_request_waiting(self, producer: ProducerScheduler, worker: FakeWorker) -> None:
+        producer.record_allocation("a")
+        assert not producer.ensure_available("r", [feature("a")])
+        worker.receive()
+        worker.close()
+        assert producer.ensure_available("r", [feature("a")])
