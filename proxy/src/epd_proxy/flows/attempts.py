@@ -71,14 +71,9 @@ def _note_attempt(record: AccessRecord, endpoint: Endpoint) -> None:
 async def _open(stages: Stages, answer: Answer, call: Call, *, remote_media: bool) -> None:
     endpoint = answer.lease.endpoint
     try:
-        async with asyncio.timeout(call.first_byte_s):
-            answer.response = await stages.upstream.send(endpoint.url, call)
-            if not (answer.response.is_event_stream and answer.response.status < 300):
-                answer.whole = await answer.response.read_all(_ANSWER_MAX_BYTES)
-    except TimeoutError as error:
-        if isinstance(error, BackendTimeoutError):
-            raise
-        raise BackendTimeoutError(endpoint.url, "the instance did not answer in time") from error
+        answer.response = await stages.upstream.send(endpoint.url, call)
+        if not (answer.response.is_event_stream and answer.response.status < 300):
+            answer.whole = await answer.response.read_all(_ANSWER_MAX_BYTES)
     except (BackendDisconnectError, BackendConnectTimeoutError) as error:
         endpoint.mark_disconnected(str(error))
         raise
