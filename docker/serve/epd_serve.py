@@ -167,7 +167,6 @@ def ec_transfer_config(role: str, settings: Settings) -> dict[str, object]:
         "ec_connector": "ECMooncakeStoreConnector",
         "ec_connector_module_path": "epd_connector.connector",
         "ec_role": "ec_producer" if role == "encode" else "ec_consumer",
-        "engine_id": settings.advertise_host,
         "ec_connector_extra_config": {
             "store": "mooncake",
             "master_server_address": f"{settings.mooncake_host}:{MASTER_RPC_PORT}",
@@ -179,12 +178,15 @@ def ec_transfer_config(role: str, settings: Settings) -> dict[str, object]:
 
 
 def kv_transfer_config(role: str, settings: Settings) -> dict[str, object]:
-    """Return vLLM's --kv-transfer-config for a prefill or decode instance of one card each."""
+    """Return vLLM's --kv-transfer-config for a prefill or decode instance of one card each.
+
+    No engine_id: vLLM draws a new one at each start. Prefill remembers the addresses of a decode instance by that id, so
+    one that came back under the same id would be sent its KV to where it no longer listens (docs/layerwise-on-cpu.md).
+    """
     return {
         **HARDWARE[settings.hardware].kv_connector,
         "kv_role": "kv_producer" if role == "prefill" else "kv_consumer",
         "kv_port": str(settings.kv_port),
-        "engine_id": settings.advertise_host,
         "kv_connector_extra_config": {
             "prefill": {"dp_size": 1, "tp_size": 1},
             "decode": {"dp_size": 1, "tp_size": 1},

@@ -54,7 +54,13 @@ def test_a_role_decides_which_caches_are_handed_over(role, ec_role, kv_role, mod
     kv = json.loads(option(words, "--kv-transfer-config")) if "--kv-transfer-config" in words else {}
     assert ec.get("ec_role") == ec_role
     assert kv.get("kv_role") == kv_role
-    assert {config["engine_id"] for config in (ec, kv) if config} <= {"host-7"}
+    assert ec.get("ec_connector_extra_config", {}).get("local_hostname", "host-7") == "host-7"
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_restarted_instance_is_another_engine_to_its_peers(role, model):
+    """Prefill keeps a decode instance's addresses by engine id: a fixed one outlives the instance it belonged to."""
+    assert "engine_id" not in option(command(role, {"EPD_MODEL": model}), "--kv-transfer-config")
 
 
 def test_a_hub_id_needs_no_folder():
