@@ -13,6 +13,7 @@ defaults. A value that cannot work is refused before anything starts, all faults
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import shlex
@@ -31,10 +32,6 @@ ROLES = (*VLLM_ROLES, "mooncake-master", "mooncake-store", "proxy")
 # What the health check has to know about the running role.
 STATE_DIR = Path("/tmp/epd-serve")  # noqa: S108 - a tmpfs of the container's only user
 
-# Mooncake 0.3.13's own defaults.
-MASTER_RPC_PORT, MASTER_METRICS_PORT, METADATA_PORT = 50051, 9003, 8080
-STORE_PORT, STORE_HTTP_PORT = 50052, 9300
-
 
 class ConfigurationError(ValueError):
     """The environment asks for something that cannot work; the message lists each fault with its remedy."""
@@ -51,6 +48,47 @@ class Hardware:
     kv_connector: Mapping[str, object]
     """Where vLLM finds the layerwise KV connector, as part of --kv-transfer-config."""
     role_flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    role_environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Defaults of single roles, over those of every role."""
+    npu: bool = False
+    """Whether HCCL and the transfer engine run here: then an instance is known by its IP address."""
+
+
+def _ascend(environment: Mapping[str, str]) -> Hardware:
+    """Return an Ascend profile. From vllm-ascend 0.23.0's documents and code; nothing here was run on an NPU."""
+    serving = ("--gpu-memory-utilization", "0.9")
+    return Hardware(
+        flags=(),
+        environment={
+            "OMP_PROC_BIND": "false",
+            "OMP_NUM_THREADS": "1",
+            "TASK_QUEUE_ENABLE": "1",
+            "VLLM_ENGINE_READY_TIMEOUT_S": "1800",
+            "HCCL_OP_EXPANSION_MODE": "AIV",
+            "HCCL_CONNECT_TIMEOUT": "1200",  # seconds
+            "HCCL_EXEC_TIMEOUT": "204",  # seconds
+            "ASCEND_CONNECT_TIMEOUT": "10000",  # milliseconds
+            # CANN writes its logs below HOME, a tmpfs: two files of at most 20 MiB a process instead of ten.
+            "ASCEND_HOST_LOG_FILE_NUM": "2",
+            **environment,
+        },
+        # vllm-ascend registers the connector itself.
+        kv_connector={"kv_connector": "MooncakeLayerwiseConnector"},
+        role_flags={
+            # One hundredth of the memory, as no KV cache is allocated. Never --mm-encoder-only, which crashes in 0.23:
+            # an encoder holds the weights of the whole model.
+            "encode": (
+                "--gpu-memory-utilization", "0.01", "--enforce-eager",
+                "--max-num-batched-tokens", "114688", "--max-num-seqs", "128",
+            ),
+            "prefill-decode": serving,
+            "prefill": serving,
+            "decode": (*serving, "--compilation-config", '{"cudagraph_mode":"FULL_DECODE_ONLY"}'),
+            "monolith": serving,
+        },
+        role_environment={"prefill": {"OMP_NUM_THREADS": "10"}, "decode": {"OMP_NUM_THREADS": "10"}},
+        npu=True,
+    )  # fmt: skip
 
 
 HARDWARE: Mapping[str, Hardware] = {
@@ -67,7 +105,30 @@ HARDWARE: Mapping[str, Hardware] = {
             "kv_connector_module_path": "epd_connector.cpu.layerwise",
         },
     ),
+    # HCCL_INTRA_ROCE_ENABLE: the compose file says 1 where the cards have a RoCE network.
+    "a2": _ascend({"HCCL_INTRA_ROCE_ENABLE": "0"}),
+    "a3": _ascend({}),
+    "a5": _ascend({}),
 }
+
+
+@dataclass(frozen=True)
+class MooncakePorts:
+    """TCP ports of the embeddings' pool. Mooncake 0.3.13's defaults; on a host network they may be taken."""
+
+    rpc: int = 50051
+    metadata: int = 8080
+    metrics: int = 9003
+    store: int = 50052
+    store_http: int = 9300
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How many cards one instance spans: tensor-parallel size times data-parallel size."""
+
+    tensor: int
+    data: int
 
 
 @dataclass(frozen=True)
@@ -77,12 +138,19 @@ class Settings:
     hardware: str
     model: str
     served_model_name: str
+    bind_host: str
     port: int
     advertise_host: str
     mooncake_host: str
+    mooncake_ports: MooncakePorts
     store_size_mb: int
     ec_metrics_port: int
     kv_port: int
+    parallel: Parallel
+    peer_parallel: Parallel
+    """Of the other side of the KV transfer: decode for a prefill instance and the reverse."""
+    expert_parallel: bool
+    interface: str
     max_model_len: int | None
     max_num_seqs: int | None
     extra_args: tuple[str, ...]
@@ -115,6 +183,23 @@ class _Reader:
             return default
         return value
 
+    def flag(self, name: str) -> bool:
+        return self.choice(name, "0", ("0", "1")) == "1"
+
+    def parallel(self, prefix: str) -> Parallel:
+        tensor = self.number(f"{prefix}_TENSOR_PARALLEL_SIZE", 1, 1, 64)
+        return Parallel(tensor, self.number(f"{prefix}_DATA_PARALLEL_SIZE", 1, 1, 1024))
+
+    def mooncake_ports(self) -> MooncakePorts:
+        defaults = MooncakePorts()
+        return MooncakePorts(
+            rpc=self.number("EPD_MOONCAKE_RPC_PORT", defaults.rpc, 1, 65535),
+            metadata=self.number("EPD_MOONCAKE_METADATA_PORT", defaults.metadata, 1, 65535),
+            metrics=self.number("EPD_MOONCAKE_METRICS_PORT", defaults.metrics, 1, 65535),
+            store=self.number("EPD_STORE_PORT", defaults.store, 1, 65535),
+            store_http=self.number("EPD_STORE_HTTP_PORT", defaults.store_http, 1, 65535),
+        )
+
     def words(self, name: str) -> tuple[str, ...]:
         try:
             return tuple(shlex.split(self.text(name)))
@@ -144,21 +229,50 @@ def read_settings(role: str, environ: Mapping[str, str]) -> Settings:
         hardware=read.choice("EPD_HARDWARE", "cpu", tuple(HARDWARE)),
         model=model,
         served_model_name=read.text("EPD_SERVED_MODEL_NAME", model.rstrip("/").rsplit("/", 1)[-1]),
+        bind_host=read.text("EPD_BIND_HOST", "0.0.0.0"),
         port=read.number("EPD_PORT", 8000, 1, 65535),
         advertise_host=read.peer_host("EPD_ADVERTISE_HOST", role),
         mooncake_host=read.peer_host("EPD_MOONCAKE_HOST", "mooncake-master"),
+        mooncake_ports=read.mooncake_ports(),
         store_size_mb=read.number("EPD_STORE_SIZE_MB", 512, 16, 16_777_216),
         ec_metrics_port=read.number("EPD_EC_METRICS_PORT", 9400, 1, 65535),
         kv_port=read.number("EPD_KV_PORT", 36000, 1024, 65000),
+        parallel=read.parallel("EPD"),
+        peer_parallel=read.parallel("EPD_PEER"),
+        expert_parallel=read.flag("EPD_EXPERT_PARALLEL"),
+        interface=read.text("EPD_INTERFACE"),
         max_model_len=read.optional_number("EPD_MAX_MODEL_LEN", 16_777_216),
         max_num_seqs=read.optional_number("EPD_MAX_NUM_SEQS", 65536),
         extra_args=read.words("EPD_EXTRA_ARGS"),
     )
     if role in VLLM_ROLES and model.startswith("/") and not Path(model, "config.json").is_file():
         read.faults.append(f"EPD_MODEL={model!r}: no config.json there; expected a mounted model folder or a hub id")
+    if role in VLLM_ROLES and HARDWARE[settings.hardware].npu and not _is_address(settings.advertise_host):
+        found = f"EPD_ADVERTISE_HOST={settings.advertise_host!r}"
+        read.faults.append(f"{found}: expected an IP address on an NPU host: the transfer engine's id is the address")
     if read.faults:
         raise ConfigurationError("cannot start:\n" + "\n".join(f"  - {fault}" for fault in read.faults))
     return settings
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def vllm_environment(role: str, settings: Settings) -> dict[str, str]:
+    """Return the defaults of a vLLM role's environment."""
+    hardware = HARDWARE[settings.hardware]
+    environment = {**hardware.environment, **hardware.role_environment.get(role, {})}
+    if hardware.npu:
+        environment |= {"VLLM_HOST_IP": settings.advertise_host, "HCCL_IF_IP": settings.advertise_host}
+        if settings.interface:
+            names = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "HCCL_SOCKET_IFNAME")
+            environment |= dict.fromkeys(names, settings.interface)
+    return environment
 
 
 def ec_transfer_config(role: str, settings: Settings) -> dict[str, object]:
@@ -169,8 +283,8 @@ def ec_transfer_config(role: str, settings: Settings) -> dict[str, object]:
         "ec_role": "ec_producer" if role == "encode" else "ec_consumer",
         "ec_connector_extra_config": {
             "store": "mooncake",
-            "master_server_address": f"{settings.mooncake_host}:{MASTER_RPC_PORT}",
-            "metadata_server": f"http://{settings.mooncake_host}:{METADATA_PORT}/metadata",
+            "master_server_address": f"{settings.mooncake_host}:{settings.mooncake_ports.rpc}",
+            "metadata_server": f"http://{settings.mooncake_host}:{settings.mooncake_ports.metadata}/metadata",
             "local_hostname": settings.advertise_host,
             "metrics_port": settings.ec_metrics_port,
         },
@@ -178,18 +292,21 @@ def ec_transfer_config(role: str, settings: Settings) -> dict[str, object]:
 
 
 def kv_transfer_config(role: str, settings: Settings) -> dict[str, object]:
-    """Return vLLM's --kv-transfer-config for a prefill or decode instance of one card each.
+    """Return vLLM's --kv-transfer-config of a prefill or decode instance; each side has to know the sizes of both.
 
-    No engine_id: vLLM draws a new one at each start. Prefill remembers the addresses of a decode instance by that id, so
-    one that came back under the same id would be sent its KV to where it no longer listens (docs/layerwise-on-cpu.md).
+    No engine_id: vLLM draws a new one at each start. Prefill remembers the addresses of a decode instance by that id,
+    so one that came back under the same id would be sent its KV to where it no longer listens
+    (docs/layerwise-on-cpu.md).
     """
+    own, peer = settings.parallel, settings.peer_parallel
+    prefill, decode = (own, peer) if role == "prefill" else (peer, own)
     return {
         **HARDWARE[settings.hardware].kv_connector,
         "kv_role": "kv_producer" if role == "prefill" else "kv_consumer",
         "kv_port": str(settings.kv_port),
         "kv_connector_extra_config": {
-            "prefill": {"dp_size": 1, "tp_size": 1},
-            "decode": {"dp_size": 1, "tp_size": 1},
+            "prefill": {"dp_size": prefill.data, "tp_size": prefill.tensor},
+            "decode": {"dp_size": decode.data, "tp_size": decode.tensor},
         },
     }
 
@@ -202,12 +319,13 @@ def vllm_command(role: str, settings: Settings) -> list[str]:
     hardware = HARDWARE[settings.hardware]
     command = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", settings.model]
     command += ["--served-model-name", settings.served_model_name]
-    command += ["--host", "0.0.0.0", "--port", str(settings.port), "--enable-request-id-headers"]
+    command += ["--host", settings.bind_host, "--port", str(settings.port), "--enable-request-id-headers"]
     if settings.max_model_len:
         command += ["--max-model-len", str(settings.max_model_len)]
-    if settings.max_num_seqs:
+    role_flags = hardware.role_flags.get(role, ())
+    if settings.max_num_seqs and "--max-num-seqs" not in role_flags:
         command += ["--max-num-seqs", str(settings.max_num_seqs)]
-    command += [*hardware.flags, *hardware.role_flags.get(role, ())]
+    command += [*parallel_flags(settings), *hardware.flags, *role_flags]
     if role == "encode":
         # An encode-only instance allocates no KV cache, so there is no prefix to keep.
         command += ["--no-enable-prefix-caching"]
@@ -218,14 +336,26 @@ def vllm_command(role: str, settings: Settings) -> list[str]:
     return command
 
 
-def master_command() -> list[str]:
+def parallel_flags(settings: Settings) -> list[str]:
+    """Return vLLM's flags for an instance that spans several cards; none for one card."""
+    flags = []
+    if settings.parallel.tensor > 1:
+        flags += ["--tensor-parallel-size", str(settings.parallel.tensor)]
+    if settings.parallel.data > 1:
+        flags += ["--data-parallel-size", str(settings.parallel.data)]
+    if settings.expert_parallel:
+        flags += ["--enable-expert-parallel"]
+    return flags
+
+
+def master_command(settings: Settings) -> list[str]:
     """Return the command of Mooncake's master with its HTTP metadata server."""
     return [
         "mooncake_master",
-        f"--rpc_port={MASTER_RPC_PORT}",
-        f"--metrics_port={MASTER_METRICS_PORT}",
+        f"--rpc_port={settings.mooncake_ports.rpc}",
+        f"--metrics_port={settings.mooncake_ports.metrics}",
         "--enable_http_metadata_server=true",
-        f"--http_metadata_server_port={METADATA_PORT}",
+        f"--http_metadata_server_port={settings.mooncake_ports.metadata}",
         # Or the address of a client that died stays, and its successor is refused.
         "--enable_metadata_cleanup_on_timeout=true",
         "--enable_metric_reporting=false",  # a log line of 2 kB every ten seconds; /metrics is not concerned
@@ -238,14 +368,14 @@ def store_command(settings: Settings) -> list[str]:
     return [
         "mooncake_client",
         f"--host={settings.advertise_host}",
-        f"--port={STORE_PORT}",
+        f"--port={settings.mooncake_ports.store}",
         f"--global_segment_size={settings.store_size_mb}MB",
         "--local_buffer_size=16MB",
         "--protocol=tcp",
-        f"--master_server_address={settings.mooncake_host}:{MASTER_RPC_PORT}",
-        f"--metadata_server=http://{settings.mooncake_host}:{METADATA_PORT}/metadata",
+        f"--master_server_address={settings.mooncake_host}:{settings.mooncake_ports.rpc}",
+        f"--metadata_server=http://{settings.mooncake_host}:{settings.mooncake_ports.metadata}/metadata",
         "--enable_http_server=true",
-        f"--http_port={STORE_HTTP_PORT}",
+        f"--http_port={settings.mooncake_ports.store_http}",
         "--logtostderr=true",
     ]
 
@@ -255,21 +385,20 @@ def build_command(role: str, settings: Settings, arguments: Sequence[str]) -> li
     if role in VLLM_ROLES:
         command = vllm_command(role, settings)
     elif role == "mooncake-master":
-        command = master_command()
+        command = master_command(settings)
     elif role == "mooncake-store":
         command = store_command(settings)
     else:
-        command = ["epd-proxy", "--host", "0.0.0.0", "--port", str(settings.port)]
+        command = ["epd-proxy", "--host", settings.bind_host, "--port", str(settings.port)]
     return [*command, *arguments, *settings.extra_args]
 
 
 def health_url(role: str, settings: Settings) -> str:
     """Return the URL that answers 200 when the role works."""
-    port, path = {
-        "mooncake-master": (MASTER_METRICS_PORT, "/health"),
-        "mooncake-store": (STORE_HTTP_PORT, "/health"),
-    }.get(role, (settings.port, "/health"))
-    return f"http://127.0.0.1:{port}{path}"
+    ports = {"mooncake-master": settings.mooncake_ports.metrics, "mooncake-store": settings.mooncake_ports.store_http}
+    wildcard = role in ports or settings.bind_host in ("0.0.0.0", "::")
+    host = "127.0.0.1" if wildcard else settings.bind_host
+    return f"http://{f'[{host}]' if ':' in host else host}:{ports.get(role, settings.port)}/health"
 
 
 def remember(role: str, url: str, state_dir: Path) -> None:
@@ -336,7 +465,7 @@ def main(arguments: Sequence[str]) -> int:
     except ConfigurationError as error:
         print(f"epd-serve: {error}", file=sys.stderr)
         return 2
-    defaults = HARDWARE[settings.hardware].environment if role in VLLM_ROLES else {}
+    defaults = vllm_environment(role, settings) if role in VLLM_ROLES else {}
     environment = {name: os.environ.get(name, value) for name, value in defaults.items()}
     command = build_command(role, settings, rest)
     print(show(environment, command), flush=True)

@@ -93,6 +93,76 @@ def test_all_faults_are_told_at_once():
     assert message.count("expected") >= 4
 
 
+NPU = {"EPD_MODEL": "Qwen/Qwen2.5-VL-7B-Instruct", "EPD_HARDWARE": "a2", "EPD_ADVERTISE_HOST": "10.0.0.7"}
+
+
+def environment(role, environ):
+    return epd_serve.vllm_environment(role, epd_serve.read_settings(role, environ))
+
+
+@pytest.mark.parametrize("hardware", ["a2", "a3", "a5"])
+def test_an_encoder_on_an_npu_keeps_no_kv_cache_and_loads_the_whole_model(hardware):
+    words = command("encode", NPU | {"EPD_HARDWARE": hardware, "EPD_MAX_NUM_SEQS": "16"})
+    assert option(words, "--gpu-memory-utilization") == "0.01"
+    assert option(words, "--max-num-seqs") == "128"
+    assert words.count("--max-num-seqs") == 1
+    assert {"--enforce-eager", "--no-enable-prefix-caching"} <= set(words)
+    assert "--mm-encoder-only" not in words
+
+
+def test_on_an_npu_vllm_ascend_brings_the_layerwise_connector_and_both_sizes_are_told():
+    environ = NPU | {"EPD_TENSOR_PARALLEL_SIZE": "2", "EPD_PEER_TENSOR_PARALLEL_SIZE": "4", "EPD_EXPERT_PARALLEL": "1"}
+    environ |= {"EPD_PEER_DATA_PARALLEL_SIZE": "2"}
+    sizes = {}
+    for role in ("prefill", "decode"):
+        words = command(role, environ)
+        assert option(words, "--tensor-parallel-size") == "2"
+        assert "--data-parallel-size" not in words
+        assert "--enable-expert-parallel" in words
+        config = json.loads(option(words, "--kv-transfer-config"))
+        assert "kv_connector_module_path" not in config
+        sizes[role] = config["kv_connector_extra_config"]
+    own, peer = {"dp_size": 1, "tp_size": 2}, {"dp_size": 2, "tp_size": 4}
+    assert sizes["prefill"] == {"prefill": own, "decode": peer}
+    assert sizes["decode"] == {"prefill": peer, "decode": own}
+
+
+def test_on_an_npu_the_address_reaches_hccl_and_a_name_is_refused():
+    found = environment("decode", NPU | {"EPD_INTERFACE": "enp3s0"})
+    assert (found["VLLM_HOST_IP"], found["HCCL_IF_IP"]) == ("10.0.0.7", "10.0.0.7")
+    assert found["HCCL_SOCKET_IFNAME"] == "enp3s0"
+    assert found["OMP_NUM_THREADS"] == "10"
+    assert environment("encode", NPU)["OMP_NUM_THREADS"] == "1"
+    with pytest.raises(epd_serve.ConfigurationError, match="expected an IP address"):
+        epd_serve.read_settings("encode", NPU | {"EPD_ADVERTISE_HOST": "encode-0"})
+
+
+def test_ports_and_addresses_of_a_host_network_are_all_told():
+    environ = {"EPD_MOONCAKE_HOST": "10.0.0.7", "EPD_MOONCAKE_RPC_PORT": "8501", "EPD_MOONCAKE_METADATA_PORT": "8502"}
+    environ |= {"EPD_MOONCAKE_METRICS_PORT": "8503", "EPD_STORE_PORT": "8511", "EPD_STORE_HTTP_PORT": "8512"}
+    master, store = command("mooncake-master", environ), command("mooncake-store", environ)
+    assert {"--rpc_port=8501", "--http_metadata_server_port=8502", "--metrics_port=8503"} <= set(master)
+    assert {"--port=8511", "--http_port=8512", "--master_server_address=10.0.0.7:8501"} <= set(store)
+    extra = json.loads(option(command("encode", NPU | environ), "--ec-transfer-config"))["ec_connector_extra_config"]
+    assert extra["master_server_address"] == "10.0.0.7:8501"
+    assert extra["metadata_server"] == "http://10.0.0.7:8502/metadata"
+
+
+@pytest.mark.parametrize(
+    ("role", "environ", "url"),
+    [
+        ("encode", {"EPD_PORT": "8100"}, "http://127.0.0.1:8100/health"),
+        ("encode", {"EPD_BIND_HOST": "10.0.0.7"}, "http://10.0.0.7:8000/health"),
+        ("proxy", {"EPD_BIND_HOST": "fd00::7"}, "http://[fd00::7]:8000/health"),
+        ("mooncake-master", {"EPD_MOONCAKE_METRICS_PORT": "8503"}, "http://127.0.0.1:8503/health"),
+        ("mooncake-store", {"EPD_BIND_HOST": "10.0.0.7"}, "http://127.0.0.1:9300/health"),
+    ],
+)
+def test_health_is_asked_where_the_role_listens(role, environ, url, model):
+    settings = epd_serve.read_settings(role, {"EPD_MODEL": model} | environ)
+    assert epd_serve.health_url(role, settings) == url
+
+
 def run(*words, **environ):
     return subprocess.run(
         [sys.executable, epd_serve.__file__, *words], capture_output=True, text=True, env=environ, check=False
