@@ -92,3 +92,14 @@ def test_directory_of_a_killed_engine_is_taken_over(tmp_path: Path) -> None:
     assert path.exists()
     OwnedDirectory(path).close()
     assert not path.exists()
+
+
+def test_wrong_release_is_an_error_and_not_a_leak() -> None:
+    allocator = Allocator(4 * PAGE)
+    offset = allocator.allocate(PAGE)
+    assert offset == 0
+    with pytest.raises(ValueError, match="no region in use starts at 256"):
+        allocator.release(256)
+    allocator.release(0)
+    with pytest.raises(ValueError, match="starts at 0"):
+        allocator.release(0)

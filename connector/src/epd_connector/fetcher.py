@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from .access import StoreAccess
-from .header import HEADER_SIZE_BYTES, Header, HeaderError, WrongRowsError, verify_object
+from .header import HEADER_SIZE_BYTES, HeaderError, WrongRowsError, verify_object
 from .keys import hash_item_id
 from .link import Fetch, Missing, NoRoom, Ready, Reply
 from .metadata import Location
@@ -76,7 +76,7 @@ class Fetcher:
             return Missing(request.item_id, "wrong_rows")
         except HeaderError as error:
             return self._refuse(request, key, error)
-        return Ready(request.item_id, _locate_payload(offset, header))
+        return Ready(request.item_id, Location(offset, header.payload_size_bytes, header.dtype, header.shape))
 
     def _refuse(self, request: Fetch, key: str, error: HeaderError) -> Reply:
         # A put never replaces an object: without this the item would be broken until it is evicted.
@@ -84,7 +84,3 @@ class Fetcher:
         with self._breaker.operation():
             self._store.remove(key)
         return Missing(request.item_id, "corrupt")
-
-
-def _locate_payload(offset: int, header: Header) -> Location:
-    return Location(offset + HEADER_SIZE_BYTES, header.payload_size_bytes, header.dtype, header.shape)

@@ -8,10 +8,10 @@ from .compat import ECConnectorMetadata
 
 
 class Location(msgspec.Struct, frozen=True):
-    """A verified payload in the slab: offset and size in bytes, torch dtype name, shape."""
+    """A verified object in the slab: its offset (its header's), payload size in bytes, torch dtype name, shape."""
 
     offset: int
-    size_bytes: int
+    payload_size_bytes: int
     dtype: str
     shape: tuple[int, ...]
 

@@ -69,6 +69,8 @@ class StoreService:
 
     def close(self) -> None:
         """End all threads that can be ended in time, then let go of the store."""
+        if self._closing.is_set():
+            return
         self._closing.set()
         # First, because vLLM kills a worker that takes long to end. What is mapped and connected stays so.
         self._directory.close()

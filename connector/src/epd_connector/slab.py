@@ -138,8 +138,13 @@ class Allocator:
             return self._take(size_bytes)
 
     def release(self, offset: int, after_step: int = 0) -> None:
-        """Give a region back, to be reused once all ranks have finished ``after_step``."""
+        """Give a region back, to be reused once all ranks have finished ``after_step``.
+
+        Raises ValueError when no region that is given out starts at ``offset``.
+        """
         with self._changed:
+            if offset not in self._used or offset in self._leaving:
+                raise ValueError(f"no region in use starts at {offset}")
             self._leaving[offset] = after_step
             self._reclaim()
             self._changed.notify_all()
@@ -164,7 +169,7 @@ class Allocator:
         done = [offset for offset, step in self._leaving.items() if step <= finished]
         for offset in done:
             del self._leaving[offset]
-        regions = [*self._free, *((offset, self._used.pop(offset)) for offset in done if offset in self._used)]
+        regions = [*self._free, *((offset, self._used.pop(offset)) for offset in done)]
         self._free = _merge(sorted(regions))
 
 

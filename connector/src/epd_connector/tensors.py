@@ -2,6 +2,7 @@
 
 import torch
 
+from .header import HEADER_SIZE_BYTES
 from .metadata import Location
 
 EmbeddingTensor = torch.Tensor
@@ -20,11 +21,12 @@ def copy_to_slab(tensor: EmbeddingTensor, payload: memoryview) -> None:
 
 
 def copy_to_device(data: memoryview, location: Location, device: str) -> EmbeddingTensor:
-    """Return a new tensor on ``device`` with the payload at ``location``; returns when the bytes were read."""
+    """Return a new tensor on ``device`` with the payload of the object at ``location``; returns when it was read."""
     dtype = getattr(torch, location.dtype)
-    if not location.size_bytes:
+    if not location.payload_size_bytes:
         return torch.empty(location.shape, dtype=dtype, device=device)
-    payload = data[location.offset : location.offset + location.size_bytes]
+    start = location.offset + HEADER_SIZE_BYTES
+    payload = data[start : start + location.payload_size_bytes]
     source = torch.frombuffer(payload, dtype=dtype).view(location.shape)
     # Always a copy, also on the CPU: the region is reused later.
     return torch.empty(location.shape, dtype=dtype, device=device).copy_(source)
