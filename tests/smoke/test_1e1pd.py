@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import openai
 import pytest
+
 from smoke.client import CHAT, COMPLETIONS, MODEL, chat_body, post, tokens
 from smoke.pictures import picture
 from smoke.stack import Stack, running_stack
