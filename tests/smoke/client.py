@@ -22,7 +22,7 @@ def chat_body(text: str, pictures: Sequence[str] = (), **more: Any) -> dict[str,
 
 
 def post(url: str, body: Any, timeout_s: float = 120) -> tuple[int, dict[str, str], bytes]:
-    """Return status, headers (names in lower case) and body of the answer; `body` is sent as JSON unless it is bytes."""
+    """Return status, headers (names in lower case) and body of the answer; `body` goes as JSON unless it is bytes."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
