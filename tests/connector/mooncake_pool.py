@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -72,6 +73,15 @@ class MooncakePool:
 
     def kill_master(self) -> None:
         _end(self._master)
+
+    def pause_master(self) -> None:
+        """Hang: the port accepts connections, nobody answers."""
+        assert self._master is not None
+        self._master.send_signal(signal.SIGSTOP)
+
+    def resume_master(self) -> None:
+        assert self._master is not None
+        self._master.send_signal(signal.SIGCONT)
 
     def kill_owner(self) -> None:
         _end(self._owner)

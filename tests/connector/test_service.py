@@ -267,6 +267,38 @@ def test_killed_master_costs_no_request_more_than_its_limits(make: Make, pool: M
     wait_until(hits, timeout_s=40)
 
 
+def test_master_that_stutters_is_not_given_up(make: Make, pool: MooncakePool) -> None:
+    encode, consume = make("encode"), make("consume")
+    was_open = []
+    for _ in range(3):
+        pool.pause_master()
+        time.sleep(0.7)  # longer than one RPC may take: a probe fails
+        pool.resume_master()
+        was_open.append(not encode.is_healthy() or not consume.is_healthy())
+        time.sleep(1.2)
+    assert not any(was_open)
+    encode.encode("a", embedding())
+    assert consume.take("a", 64) is not None
+
+
+def test_master_that_hangs_costs_no_request_more_than_its_limits(make: Make, pool: MooncakePool) -> None:
+    encode, consume = make("encode"), make("consume")
+    pool.pause_master()
+    for number in range(8):
+        started_s = time.monotonic()
+        encode.encode(f"item{number}", embedding(seed=number))
+        assert consume.take(f"item{number}", 64) is None
+        assert time.monotonic() - started_s < 2
+    wait_until(lambda: not encode.is_healthy() and not consume.is_healthy())
+    started_s = time.monotonic()
+    encode.encode("late", embedding())
+    assert consume.take("late", 64) is None
+    assert time.monotonic() - started_s < 0.5
+    assert max(encode.slowest_stall_s, consume.slowest_stall_s) <= STALL_S
+    pool.resume_master()
+    wait_until(lambda: encode.is_healthy() and consume.is_healthy(), timeout_s=40)
+
+
 def test_starts_without_a_master_and_uses_it_when_it_comes(pool: MooncakePool, tmp_path: Path) -> None:
     pool.kill_master()
     (tmp_path / "shm").mkdir()

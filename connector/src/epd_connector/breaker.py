@@ -15,8 +15,9 @@ MAX_COOL_DOWN_S = 10.0
 class Breaker:
     """Open means: do not use the store. It starts open, and only a successful probe closes it.
 
-    It opens when the store cannot be reached, when three operations in a row fail, or when one lasts longer
-    than ``slow_s``: a call that hangs counts while it still hangs. After each opening without a success in
+    It opens when the store cannot be reached, when three operations or three probes in a row fail, or when an
+    operation lasts longer than ``slow_s``: a call that hangs counts while it still hangs. One call that timed out
+    opens nothing: on a loaded machine that happens to a healthy store. After each opening without a success in
     between, it stays open twice as long. Thread-safe; ``clock`` is monotonic, in seconds.
     """
 
@@ -28,6 +29,7 @@ class Breaker:
         self._closable_at_s = 0.0
         self._cool_down_s = COOL_DOWN_S
         self._failures = 0
+        self._failed_probes = 0  # apart from operations: a pool whose memory died still answers probes
         self._running: dict[object, float] = {}
 
     @property
@@ -61,13 +63,14 @@ class Breaker:
             with self._lock:
                 del self._running[token]
 
-    def record_probe(self, healthy: bool) -> None:
+    def record_probe(self, error: StoreError | None) -> None:
         """Take the result of a probe: it may close the breaker, or open it before a request has to find out."""
         with self._lock:
             self._trip_when_overdue()
-            if not healthy:
+            self._failed_probes = 0 if error is None else self._failed_probes + 1
+            if isinstance(error, StoreUnavailableError) or self._failed_probes >= FAILURES_TO_OPEN:
                 self._trip()
-            elif self._open and not self._overdue() and self._clock() >= self._closable_at_s:
+            elif error is None and self._open and not self._overdue() and self._clock() >= self._closable_at_s:
                 self._open = False
                 self._failures = 0
 

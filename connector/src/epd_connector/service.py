@@ -16,7 +16,7 @@ from .link import Confirm, Confirmed, Counts, Fetch, LinkServer, Release, Reques
 from .metrics import Collector, Metrics, MetricsServer
 from .publisher import Publisher
 from .slab import Allocator, OwnedDirectory, Slab
-from .store.base import Store, StoreError
+from .store.base import Store, StoreError, StoreUnavailableError
 from .tensors import EmbeddingTensor
 
 log = logging.getLogger(__name__)
@@ -122,21 +122,22 @@ class StoreService:
 
     def _probe_until_closed(self) -> None:
         is_connected = False
+        was_open = True
         while not self._closing.is_set():
-            was_open = self.breaker.is_open
             try:
                 if not is_connected:
                     self._store.connect(self._data)
                     is_connected = True
                 self._store.exists(PROBE_KEY)
-                self.breaker.record_probe(healthy=True)
+                self.breaker.record_probe(None)
             except StoreError as error:
-                self.breaker.record_probe(healthy=False)
-                if not was_open:
-                    log.warning("The store is not healthy, items are encoded locally: %s", error)
-            except Exception:
-                self.breaker.record_probe(healthy=False)
+                self.breaker.record_probe(error)
+                log.log(logging.DEBUG if was_open else logging.WARNING, "A probe of the store failed: %s", error)
+            except Exception as error:
+                self.breaker.record_probe(StoreUnavailableError(str(error)))
                 log.exception("The store's probe failed.")
-            if was_open and not self.breaker.is_open:
-                log.info("The store is healthy, items are taken from it.")
+            is_open = self.breaker.is_open
+            if is_open != was_open:
+                log.warning("The store is %s now.", "not used, items are encoded locally," if is_open else "used")
+            was_open = is_open
             self._closing.wait(self._config.probe_interval_ms / 1000)
