@@ -1,0 +1,212 @@
+"""Looking at this machine the way the plan wants it described: its cards, its address, its memory. Changes nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from epd import npu_smi
+from epd.errors import StepError
+from epd.machine import Machine
+from epd.plan.hosts import Card, Host
+
+HCCN_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
+_PROJECT_LABEL = "com.docker.compose.project"
+_NODE = re.compile(r"^davinci(\d+)$")
+_MEMORY = re.compile(r"^MemTotal:\s+(\d+) kB", re.MULTILINE)
+_HCCN = re.compile(r"^address_(\d+)=(\S+)", re.MULTILINE)
+
+
+def card_nodes(machine: Machine) -> list[int]:
+    """Return the numbers of the device nodes /dev/davinci<n>."""
+    dev = machine.path("/dev")
+    found = (_NODE.match(path.name) for path in (dev.iterdir() if dev.is_dir() else ()))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def chips(machine: Machine) -> list[npu_smi.Chip]:
+    """Return the chips that npu-smi names; none when it is missing or fails."""
+    table = machine.run("npu-smi", "info")
+    return npu_smi.chips(table.stdout, npu_smi.mapping(machine.run("npu-smi", "info", "-m").stdout)) if table.ok else []
+
+
+def profile(machine: Machine) -> str:
+    """Return the hardware profile of this machine: `cpu` without NPUs; empty when its NPUs are none that we know."""
+    if not card_nodes(machine):
+        return "cpu"
+    return npu_smi.profile(chips(machine))
+
+
+def host(machine: Machine, *, hardware: str, name: str, project: str, settings: Mapping[str, str]) -> Host:
+    """Describe this machine for the plan; EPD_HOST_ADDRESS, EPD_INTERFACE and EPD_CARDS win over what is found.
+
+    Cards that containers of our own Compose project use count as free: the next start replaces those containers.
+
+    Raises:
+        StepError: this machine's address cannot be told, or EPD_CARDS names a card that is not there.
+    """
+    memory = _MEMORY.search(machine.text("/proc/meminfo"))
+    memory_mib = int(memory[1]) // 1024 if memory else 0
+    if hardware == "cpu":
+        return Host(name, hardware, "127.0.0.1", memory_mib=memory_mib)
+    address, interface = _address(machine, settings.get("EPD_HOST_ADDRESS", ""), settings.get("EPD_INTERFACE", ""))
+    return Host(
+        name=name,
+        hardware=hardware,
+        address=address,
+        interface=interface,
+        memory_mib=memory_mib,
+        roce=has_roce(machine),
+        cards=_wanted(cards(machine, project), settings.get("EPD_CARDS", "")),
+    )
+
+
+def has_roce(machine: Machine) -> bool:
+    """Whether the cards have a network of their own: addresses in /etc/hccn.conf, and the first one's link is up."""
+    addresses = _HCCN.findall(machine.text("/etc/hccn.conf"))
+    if not addresses:
+        return False
+    link = machine.run(HCCN_TOOL, "-i", addresses[0][0], "-link", "-g")
+    return link.ok and "UP" in link.stdout.upper().split()
+
+
+def cards(machine: Machine, project: str = "") -> tuple[Card, ...]:
+    """Return the cards that have a device node and that npu-smi knows, and who uses them."""
+    nodes = set(card_nodes(machine))
+    group = npu_smi.groups(npu_smi.links(machine.run("npu-smi", "info", "-t", "topo").stdout))
+    users = card_users(machine, project)
+    return tuple(
+        Card(
+            id=chip.physical,
+            module=chip.npu,
+            hbm_mib=chip.hbm_mib,
+            hbm_used_mib=0 if chip.physical in users else chip.hbm_used_mib,
+            numa=_numa(machine, chip.bus),
+            group=group.get(chip.physical, 0),
+            taken_by=users.get(chip.physical, ""),
+        )
+        for chip in chips(machine)
+        if chip.physical in nodes
+    )
+
+
+def card_users(machine: Machine, project: str = "") -> dict[int, str]:
+    """Return who uses a card, by its number: a running container that has its device node, else a process on it.
+
+    Containers of the Compose project `project`, and the processes on their cards, are left out.
+    """
+    own, others = set(), {}
+    for card, users in containers(machine).items():
+        names = [name for name, of_project in users if not project or of_project != project]
+        if names:
+            others[card] = f"container {names[0]}"
+        else:
+            own.add(card)
+    found = {}
+    by_place = {(chip.npu, chip.chip): chip.physical for chip in chips(machine)}
+    for process in npu_smi.processes(machine.run("npu-smi", "info").stdout):
+        physical = by_place.get((process.npu, process.chip))
+        if physical is not None and physical not in own:
+            found[physical] = f"process {process.pid} {process.name}".strip()
+    return found | others
+
+
+def containers(machine: Machine) -> dict[int, list[tuple[str, str]]]:
+    """Return the running containers that have a card's device node, by the card's number: name and Compose project."""
+    ids = machine.run("docker", "ps", "-q").stdout.split()
+    if not ids:
+        return {}
+    try:
+        inspected: list[dict[str, Any]] = json.loads(machine.run("docker", "inspect", *ids).stdout or "[]")
+    except ValueError:
+        return {}
+    found: dict[int, list[tuple[str, str]]] = {}
+    for container in inspected:
+        project = str((container.get("Config", {}).get("Labels") or {}).get(_PROJECT_LABEL, ""))
+        for card in _cards_of(container):
+            found.setdefault(card, []).append((str(container.get("Name", "?")).lstrip("/"), project))
+    return found
+
+
+def _cards_of(container: Mapping[str, Any]) -> set[int]:
+    """Return the cards of a container, given by name or through the Ascend Docker Runtime's variable."""
+    nodes = [str(device.get("PathOnHost", "")) for device in container.get("HostConfig", {}).get("Devices") or []]
+    found = {int(match[1]) for node in nodes if (match := _NODE.match(node.removeprefix("/dev/")))}
+    for variable in container.get("Config", {}).get("Env") or []:
+        name, _, value = variable.partition("=")
+        if name == "ASCEND_VISIBLE_DEVICES":
+            found |= numbers(value)
+    return found
+
+
+def numbers(text: str) -> set[int]:
+    """Read a list of card numbers: `0,1,4-7`; what is no number is left out."""
+    found: set[int] = set()
+    for part in text.split(","):
+        low, _, high = part.strip().partition("-")
+        if low.isdecimal() and (high or low).isdecimal():
+            found |= set(range(int(low), int(high or low) + 1))
+    return found
+
+
+def _wanted(found: tuple[Card, ...], wanted: str) -> tuple[Card, ...]:
+    if not wanted.strip():
+        return found
+    chosen = numbers(wanted)
+    there = {card.id for card in found}
+    if not chosen or chosen - there:
+        raise StepError(
+            "EPD_CARDS is not usable",
+            expected=f"some of the cards of this machine: {', '.join(map(str, sorted(there))) or 'none was found'}",
+            found=f"EPD_CARDS={wanted}",
+            fix="name cards that are there, e.g. EPD_CARDS=0-3, or leave it out",
+        )
+    return tuple(card for card in found if card.id in chosen)
+
+
+def _numa(machine: Machine, bus: str) -> int:
+    text = machine.text(f"/sys/bus/pci/devices/{bus}/numa_node").strip()
+    return int(text) if text.isdecimal() else -1
+
+
+def _address(machine: Machine, address: str, interface: str) -> tuple[str, str]:
+    """Return this machine's address and its interface: those asked for, else those of the default route."""
+    found = _addresses(machine)
+    if not interface and not address:
+        routes = _json(machine.run("ip", "-j", "route", "show", "default").stdout)
+        interface = next((str(route["dev"]) for route in routes if route.get("dev")), "")
+        if not interface and len(found) == 1:  # no way out of this network, yet no choice either
+            interface = next(iter(found))
+    if address:
+        interface = interface or next((name for name, local in found.items() if address in local), "")
+        return address, interface
+    local = found.get(interface, [])
+    if not local:
+        listed = ", ".join(f"{name} {' '.join(values)}" for name, values in found.items()) or "none"
+        raise StepError(
+            "cannot tell this machine's address",
+            expected="an IPv4 address on the interface of the default route",
+            found=f"interface {interface or '(no default route)'}; addresses: {listed}",
+            fix="name it: EPD_HOST_ADDRESS=<address> (the one that the other hosts, and the cards' transfers, use)",
+        )
+    return local[0], interface
+
+
+def _addresses(machine: Machine) -> dict[str, list[str]]:
+    """Return the IPv4 addresses of each interface but the loopback one."""
+    found = {}
+    for entry in _json(machine.run("ip", "-j", "-4", "addr", "show").stdout):
+        local = [str(info["local"]) for info in entry.get("addr_info") or [] if info.get("local")]
+        if local and entry.get("ifname") != "lo":
+            found[str(entry["ifname"])] = local
+    return found
+
+
+def _json(text: str) -> list[dict[str, Any]]:
+    try:
+        value = json.loads(text or "[]")
+    except ValueError:
+        return []
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
