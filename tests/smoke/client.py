@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from email.message import Message
+from http.client import HTTPResponse, IncompleteRead
 from typing import Any
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -27,9 +28,16 @@ def post(url: str, body: Any, timeout_s: float = 120) -> tuple[int, dict[str, st
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            return answer.status, _lower(answer.headers), answer.read()
+            return answer.status, _lower(answer.headers), _read(answer)
     except urllib.error.HTTPError as error:
         return error.code, _lower(error.headers), error.read()
+
+
+def _read(answer: HTTPResponse) -> bytes:
+    try:
+        return answer.read()
+    except IncompleteRead as cut:  # a stream that broke: what came before is what counts
+        return bytes(cut.partial)
 
 
 def _lower(headers: Message) -> dict[str, str]:
@@ -37,14 +45,19 @@ def _lower(headers: Message) -> dict[str, str]:
 
 
 def tokens(base_url: str, path: str, body: dict[str, Any]) -> list[list[int]]:
-    """Return the token ids of each choice; a streamed answer must end with [DONE]."""
-    status, headers, answer = post(base_url + path, body)
-    assert status == 200, f"{status} {answer[:2000]!r}"
-    if not body.get("stream"):
-        return [choice["token_ids"] for choice in json.loads(answer)["choices"]]
+    """Return the token ids of each choice of a whole, good answer."""
+    return read_tokens(post(base_url + path, body), stream=bool(body.get("stream")))
+
+
+def read_tokens(answer: tuple[int, dict[str, str], bytes], *, stream: bool) -> list[list[int]]:
+    """Return the token ids of each choice; the status must be 200, and a stream must end with [DONE]."""
+    status, headers, body = answer
+    assert status == 200, f"{status} {body[:2000]!r}"
+    if not stream:
+        return [choice["token_ids"] for choice in json.loads(body)["choices"]]
     assert headers["content-type"].startswith("text/event-stream")
-    events = [line.removeprefix("data: ") for line in answer.decode().splitlines() if line.startswith("data: ")]
-    assert events[-1] == "[DONE]"
+    events = [line.removeprefix("data: ") for line in body.decode().splitlines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]", body[-2000:]
     found: dict[int, list[int]] = {}
     for event in events[:-1]:
         for choice in json.loads(event)["choices"]:

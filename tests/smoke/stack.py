@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 600
 PROJECT = "ascend-epd-test"
+EC_METRICS_PORT = 9400
 
 
 def free_port() -> int:
@@ -59,14 +61,19 @@ class Stack:
         networks = json.loads(inspected.stdout)[0]["NetworkSettings"]["Networks"]
         return f"http://{next(iter(networks.values()))['IPAddress']}:{port}"
 
-    def metrics(self, service: str, port: int = 8000) -> Mapping[str, float]:
-        """Return the samples of a service's /metrics, summed over their labels."""
+    def total(self, service: str, name: str, port: int = 8000, **labels: str) -> float:
+        """Return the sum of a metric's samples that have these labels; 0 when there is none."""
         with urllib.request.urlopen(f"{self.service_url(service, port)}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
-        totals: dict[str, float] = {}
-        for name, value in re.findall(r"^([a-zA-Z_:][\w:]*)(?:\{.*\})? (\S+)$", text, re.MULTILINE):
-            totals[name] = totals.get(name, 0.0) + float(value)
-        return totals
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    def ec_counters(self, service: str) -> dict[str, float]:
+        """Return how many items an instance took from the store, and how many it encoded itself."""
+        return {
+            "hits": self.total(service, "epd_ec_hits_total", EC_METRICS_PORT),
+            "local encodes": self.total(service, "epd_ec_local_encodes_total", EC_METRICS_PORT),
+        }
 
     def wait_healthy(self, service: str, timeout_s: float = 180) -> None:
         """Wait until a service's health check passes."""

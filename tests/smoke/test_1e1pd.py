@@ -12,17 +12,8 @@ import pytest
 
 from smoke.client import CHAT, COMPLETIONS, MODEL, chat_body, post, tokens
 from smoke.pictures import picture
-from smoke.stack import Stack, running_stack
-
-EC_METRICS_PORT = 9400
-QUESTIONS: dict[str, dict] = {
-    "one png": chat_body("What is it?", [picture(1, "png")]),
-    "one jpeg": chat_body("Describe it.", [picture(2, "jpeg")]),
-    "one webp": chat_body("Name the colours.", [picture(3, "webp")]),
-    "two pictures": chat_body("Compare them.", [picture(4, "png"), picture(5, "jpeg")]),
-    "three pictures": chat_body("Which one?", [picture(6, "webp"), picture(7, "png"), picture(8, "jpeg")]),
-}
-ITEMS = 8
+from smoke.questions import PICTURES, picture_questions
+from smoke.stack import EC_METRICS_PORT, Stack, running_stack
 
 
 @pytest.fixture(scope="module")
@@ -37,29 +28,24 @@ def monolith(stack: Stack) -> str:
 
 
 def ec_counters(stack: Stack) -> dict[str, float]:
-    """Return what the connector of prefill-decode-0 counted."""
-    samples = stack.metrics("prefill-decode-0", EC_METRICS_PORT)
-    return {
-        "hits": samples.get("epd_ec_hits_total", 0.0),
-        "local encodes": samples.get("epd_ec_local_encodes_total", 0.0),
-    }
+    return stack.ec_counters("prefill-decode-0")
 
 
 def encoder_requests(stack: Stack) -> float:
-    return stack.metrics("encode-0")["vllm:request_success_total"]
+    return stack.total("encode-0", "vllm:request_success_total")
 
 
 def test_pictures_are_answered_as_by_one_vllm_and_every_embedding_comes_from_the_store(stack, monolith):
     before = ec_counters(stack)
-    for name, body in QUESTIONS.items():
+    for name, body in picture_questions().items():
         assert tokens(stack.url, CHAT, body) == tokens(monolith, CHAT, body), name
     after = ec_counters(stack)
-    assert after["hits"] - before["hits"] == ITEMS
+    assert after["hits"] - before["hits"] == PICTURES
     assert after["local encodes"] == before["local encodes"]
 
 
 def test_streamed_answers_equal_those_of_one_vllm(stack, monolith):
-    for seed, (name, body) in enumerate(QUESTIONS.items(), start=100):
+    for seed, (name, body) in enumerate(picture_questions().items(), start=100):
         fresh = chat_body(f"Look again: {name}", [picture(seed)])
         for question in (body, fresh):
             streamed = tokens(stack.url, CHAT, question | {"stream": True})
@@ -182,7 +168,7 @@ def test_containers_run_without_root_and_nothing_broke_inside(stack):
         assert stack.compose("exec", "-T", service, "id", "-u").strip() == "1000"
     assert "Traceback" not in stack.logs("proxy", lines=5000)
     for service in ("encode-0", "prefill-decode-0"):
-        assert stack.metrics(service, EC_METRICS_PORT)["epd_ec_hook_errors_total"] == 0
+        assert stack.total(service, "epd_ec_hook_errors_total", EC_METRICS_PORT) == 0
 
 
 def test_plain_compose_commands_know_the_stack(stack):
