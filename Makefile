@@ -11,7 +11,7 @@ EPD := PYTHONPATH=scripts PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m epd
 BIN := .venv/bin
 SOURCES := PYTHONPATH=proxy/src:connector/src
 
-.PHONY: help up down clean logs status build pull deploy-1e1pd deploy-1e1p1d venv lint unit test-connector smoke test
+.PHONY: help up down clean logs status build pull plan describe deploy deploy-1e1pd deploy-1e1p1d venv lint unit test-connector smoke test
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,15 @@ deploy-1e1pd: ## start one encoder and one prefill/decode instance
 
 deploy-1e1p1d: ## start one encoder, one prefill and one decode instance
 	@TOPOLOGY=1e1p1d $(EPD) up
+
+deploy: ## start another topology (TOPOLOGY=2e4p4d)
+	@$(EPD) up
+
+plan: ## show and write which instance gets which cards and ports (TOPOLOGY=2e4p4d EPD_HOSTS=hosts.json)
+	@$(EPD) plan
+
+describe: ## print this machine as an inventory, the input of plan
+	@$(EPD) describe
 
 test: lint unit test-connector smoke ## everything: lint, unit tests, connector tests in the image, live tests
 

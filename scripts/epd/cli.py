@@ -20,6 +20,7 @@ from epd import (
     host,
     images,
     needs,
+    planning,
     services,
     settings,
     stack,
@@ -27,6 +28,8 @@ from epd import (
     versions,
 )
 from epd.errors import StepError
+from epd.machine import Machine
+from epd.plan import hosts
 from epd.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +43,7 @@ class Context:
     versions: dict[str, str]
     distribution: host.Distribution
     root_user: bool
+    machine: Machine
 
     @property
     def bake(self) -> dict[str, str]:
@@ -54,6 +58,7 @@ def context() -> Context:
         versions.load(ROOT / "docker" / "versions.env"),
         host.distribution(),
         host.is_root(),
+        Machine(),
     )
 
 
@@ -77,14 +82,37 @@ def main(argv: list[str]) -> int:
 
 def up(it: Context, _: list[str]) -> int:
     """Do everything from a fresh machine to an answering stack."""
-    hardware = host.detect_hardware(it.settings.hardware, available=settings.profiles(ROOT))
+    wanted = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
+    hardware = host.detect_hardware(wanted, available=settings.profiles(ROOT))
     print(f"Host: {it.distribution.pretty_name}; {host.describe_hardware(hardware)}", flush=True)
     prepare_engine(it)
-    tags = provide_images(it, images.SERVED)
-    running = write_dotenv(it, hardware.profile, tags)
+    planned = planning.make(it.settings, hardware.profile, it.machine)
+    print(planning.table(planned.plan), flush=True)
+    tags = provide_images(it, images.served(hardware.profile))
+    running = write_dotenv(it, planned, tags)
     print(f"Starting {it.settings.topology} …", flush=True)
     stack.up(running, timeout_s=it.settings.up_timeout_s)
     print(banner.render(running.address, banner.model_name(running.address), it.settings.topology))
+    return 0
+
+
+def plan(it: Context, _: list[str]) -> int:
+    """Write the plan's files for every host and show it; start nothing."""
+    if it.settings.planning.get("EPD_HOSTS"):
+        made = planning.for_inventory(it.settings)
+    else:
+        hardware = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
+        made = planning.make(it.settings, hardware, it.machine).plan
+    print(planning.table(made))
+    for path in planning.write_all(ROOT, made):
+        print(f"  {path.relative_to(ROOT)}: written")
+    return 0
+
+
+def describe(it: Context, _: list[str]) -> int:
+    """Print this machine as an inventory of one host."""
+    hardware = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
+    print(hosts.dump([planning.describe(it.settings, hardware, it.machine)]), end="")
     return 0
 
 
@@ -122,9 +150,18 @@ def provide_images(it: Context, targets: tuple[str, ...]) -> dict[str, str]:
     return tags
 
 
-def write_dotenv(it: Context, profile: str, tags: dict[str, str]) -> stack.Stack:
-    """Write `.env` and return the stack it describes."""
-    entries = settings.entries(it.settings, hardware=profile, image=tags["cpu"], proxy_image=tags["proxy"])
+def write_dotenv(it: Context, planned: planning.Planned, tags: dict[str, str]) -> stack.Stack:
+    """Write the plan's files and `.env`, and return the stack they describe."""
+    for path in planning.write(ROOT, planned):
+        print(f"{path.relative_to(ROOT)}: written", flush=True)
+    serving, proxy = images.served(planned.host.hardware)
+    entries = settings.entries(
+        it.settings,
+        compose_file=":".join(planned.compose_files),
+        planned=planned.variables,
+        image=tags[serving],
+        proxy_image=tags[proxy],
+    )
     settings.check_set_once(it.settings, entries, os.environ)
     path = ROOT / ".env"
     changed = dotenv.write(path, entries)
@@ -229,6 +266,8 @@ COMMANDS: dict[str, tuple[Callable[[Context, list[str]], int], str]] = {
     "up": (up, "install what is missing, build, start, wait"),
     "down": (down, "stop the stack"),
     "clean": (clean, "remove everything that up made"),
+    "plan": (plan, "show which instance gets which cards and ports, and write the files"),
+    "describe": (describe, "print this machine as an inventory for plan"),
     "build": (build, "build the images"),
     "logs": (logs, "follow the logs"),
     "status": (status, "show how the stack is"),

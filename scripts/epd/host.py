@@ -80,9 +80,7 @@ def has_systemd(run: Path = Path("/run/systemd/system")) -> bool:
 
 
 def detect_hardware(wanted: str, *, available: tuple[str, ...], dev: Path = Path("/dev")) -> Hardware:
-    """Choose the hardware profile: the `wanted` one (EPD_HARDWARE), else `cpu`; and look for NPUs.
-
-    A machine with NPUs gets the CPU profile too as long as no NPU profile is among `available`.
+    """Return the `wanted` hardware profile, `cpu` if it is empty, and the NPUs that there are.
 
     Raises:
         StepError: the wanted profile is not available.
@@ -96,7 +94,7 @@ def detect_hardware(wanted: str, *, available: tuple[str, ...], dev: Path = Path
             f"hardware profile {profile!r} is not available",
             expected=f"one of: {', '.join(available)}",
             found=f"EPD_HARDWARE={profile}",
-            fix="EPD_HARDWARE=cpu make up (the profiles a2, a3 and a5 are to come)",
+            fix="name one of them, or leave EPD_HARDWARE out: npu-smi tells what this machine has",
         )
     return Hardware(profile=profile, cards=cards, manager=manager)
 
@@ -107,5 +105,5 @@ def describe_hardware(hardware: Hardware) -> str:
         return f"no NPU found (/dev/davinci*): profile {hardware.profile}"
     seen = f"{len(hardware.cards)} Ascend NPU node(s) found (/dev/davinci*)"
     if hardware.profile == "cpu":
-        return f"{seen}; the profiles a2, a3 and a5 are to come, so this runs the cpu profile and leaves the NPUs alone"
+        return f"{seen}; the cpu profile leaves them alone"
     return f"{seen}: profile {hardware.profile}"

@@ -28,6 +28,11 @@ _SHOW_EVERY_S = 0.5
 _PULL_FIRST_ANSWER_S = 60.0
 
 
+def served(profile: str) -> tuple[str, str]:
+    """Return the bake targets that a stack on a hardware profile runs: that of the serving roles, and the proxy."""
+    return profile, "proxy"
+
+
 def inputs_hash(root: Path) -> str:
     """Return a hash of every file that goes into the images: its path, its mode for execution, its bytes."""
     digest = hashlib.sha256()

@@ -13,14 +13,23 @@ from pathlib import Path
 
 from epd import dotenv
 from epd.errors import StepError
+from epd.plan import topology
 
 MODEL_MOUNT = "/models"
 """Where the containers see the folder or volume EPD_MODELS."""
 _MODEL_VARIABLES = ("EPD_MODEL", "EPD_MODELS", "EPD_SERVED_MODEL_NAME", "HF_HUB_OFFLINE")
 _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)")
 _TINY = "tiny"
-_TOPOLOGY = re.compile(r"^[1-9]\d*e[1-9]\d*p(?:[1-9]\d*)?d$")
+_PLANNED_FILE = re.compile(r"^deploy/([^/]+)/[^/]+/compose\.yaml$")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+PLAN_VARIABLES = frozenset(
+    {
+        "EPD_HOSTS", "EPD_HOST", "EPD_HOST_ADDRESS", "EPD_INTERFACE", "EPD_CARDS", "EPD_OVERLAYS",
+        "EPD_EXPERT_PARALLEL", "EPD_SKIP_MEMORY_CHECK",
+        *(topology.variable(role, size) for role in topology.ROLES for size in ("TP", "DP")),
+    }
+)  # fmt: skip
+"""What the plan is told beyond what the compose files read; docs/configuration.md explains each."""
 _PROJECT = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 
 
@@ -33,13 +42,15 @@ class Settings:
     project: str
     """Compose project name."""
     topology: str
-    """Name of a file in `compose/`, without `.yaml`."""
+    """What runs: `1e1pd`, `1e1p1d`, `2e4p4d`, …"""
     hardware: str
     """Hardware profile asked for; empty to look for NPUs. Never taken from what `make up` wrote: cards come and go."""
     proxy_port: int
     """TCP port of this machine that the proxy is published on."""
     chosen: Mapping[str, str]
     """Variables of the compose files that were set on a command line, this one or an earlier one."""
+    planning: Mapping[str, str]
+    """What the plan is told, wherever it was set: PLAN_VARIABLES and the variables of the compose files."""
     pull: bool
     """Pull prebuilt images instead of building them."""
     no_install: bool
@@ -54,11 +65,6 @@ class Settings:
     """Base image to build on; empty to pull Debian's or make one."""
     debian_mirror: str
     """Debian archive to take packages from; empty for that of the machine's own apt sources."""
-
-
-def topologies(root: Path) -> tuple[str, ...]:
-    """Return the names of the topologies in `compose/`."""
-    return tuple(sorted(path.stem for path in (root / "compose").glob("*.yaml") if _TOPOLOGY.match(path.stem)))
 
 
 def profiles(root: Path) -> tuple[str, ...]:
@@ -81,10 +87,11 @@ def load(root: Path, environ: Mapping[str, str]) -> Settings:
     return Settings(
         root=root,
         project=_matching("COMPOSE_PROJECT_NAME", setting("COMPOSE_PROJECT_NAME", "ascend-epd"), _PROJECT),
-        topology=_topology(root, environ.get("TOPOLOGY", "").strip(), setting("COMPOSE_FILE", "")),
+        topology=_topology(environ.get("TOPOLOGY", "").strip(), setting("COMPOSE_FILE", "")),
         hardware=environ.get("EPD_HARDWARE", "").strip() or file.own.get("EPD_HARDWARE", ""),
         proxy_port=int(_number("EPD_PROXY_PORT", setting("EPD_PROXY_PORT", "8000"), 1, 65535)),
-        chosen=_chosen(root, environ, file.managed),
+        chosen=(chosen := _chosen(root, environ, file.managed)),
+        planning={**chosen, **file.own, **_from_environment(root, environ)},
         pull=_flag("EPD_PULL", environ),
         no_install=_flag("EPD_NO_INSTALL", environ),
         up_timeout_s=_number("EPD_UP_TIMEOUT_S", setting("EPD_UP_TIMEOUT_S", "900"), 1, 86400),
@@ -95,17 +102,20 @@ def load(root: Path, environ: Mapping[str, str]) -> Settings:
     )
 
 
-def entries(settings: Settings, *, hardware: str, image: str, proxy_image: str) -> list[dotenv.Entry]:
-    """Return the block of `.env`: what the files in `compose/` are told."""
-    files = f"compose/{settings.topology}.yaml"
+def entries(
+    settings: Settings, *, compose_file: str, planned: Mapping[str, str], image: str, proxy_image: str
+) -> list[dotenv.Entry]:
+    """Return the block of `.env`: what the files in `compose/` are told; `planned` holds the plan's variables."""
+    hardware = planned["EPD_HARDWARE"]
     block = [
         dotenv.Entry("COMPOSE_PROJECT_NAME", settings.project, "Compose project: the prefix of the containers' names"),
-        dotenv.Entry("COMPOSE_FILE", files, "topology; `make deploy-1e1pd` and `make deploy-1e1p1d` choose"),
+        dotenv.Entry("COMPOSE_FILE", compose_file, "topology; `make deploy-1e1pd` and `make deploy-1e1p1d` choose"),
         dotenv.Entry("EPD_HARDWARE", hardware, "hardware profile, found by looking for NPUs"),
         dotenv.Entry("EPD_IMAGE", image, "image of every serving role"),
         dotenv.Entry("EPD_PROXY_IMAGE", proxy_image, "image of the proxy"),
         dotenv.Entry("EPD_PROXY_PORT", str(settings.proxy_port), "TCP port of this machine that the proxy answers on"),
     ]
+    block += [dotenv.Entry(name, planned[name], "what was planned") for name in planned if name != "EPD_HARDWARE"]
     fixed = {entry.name for entry in block}
     chosen = [(name, value) for name, value in sorted(settings.chosen.items()) if name not in fixed]
     return [*block, *(dotenv.Entry(name, value, "chosen on the command line of `make up`") for name, value in chosen)]
@@ -142,15 +152,20 @@ def check_set_once(settings: Settings, entries: list[dotenv.Entry], environ: Map
 
 def _chosen(root: Path, environ: Mapping[str, str], earlier: Mapping[str, str]) -> dict[str, str]:
     """Return the stack's variables that were set: on this command line, or on an earlier one and kept in `.env`."""
-    known = stack_variables(root)
+    known = (stack_variables(root) | PLAN_VARIABLES) - {"EPD_PLANNED"}
     values = {name: value for name, value in earlier.items() if name in known}
-    values |= {name: environ[name].strip() for name in known if environ.get(name, "").strip()}
+    values |= _from_environment(root, environ)
     wanted = environ.get("MODEL", "").strip()
     if wanted:
         for name in _MODEL_VARIABLES:
             values.pop(name, None)
         values |= _model(wanted, root)
     return values
+
+
+def _from_environment(root: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    known = (stack_variables(root) | PLAN_VARIABLES) - {"EPD_PLANNED"}
+    return {name: environ[name].strip() for name in known if environ.get(name, "").strip()}
 
 
 def _model(wanted: str, root: Path) -> dict[str, str]:
@@ -195,18 +210,16 @@ def _check_model_folder(folder: Path) -> None:
         )
 
 
-def _topology(root: Path, wanted: str, compose_file: str) -> str:
+def _topology(wanted: str, compose_file: str) -> str:
     """Return the topology: `TOPOLOGY`, else the one of COMPOSE_FILE in `.env`, else 1e1pd."""
-    names = topologies(root)
-    name = wanted or next((n for n in names if f"compose/{n}.yaml" in compose_file.split(":")), "1e1pd")
-    if name not in names:
-        raise StepError(
-            "no such topology",
-            expected=f"one of: {', '.join(names) or '(none in compose/)'}",
-            found=f"TOPOLOGY={name}",
-            fix="make deploy-1e1pd, or TOPOLOGY=1e1pd make up",
-        )
-    return name
+    return topology.parse(wanted or next(filter(None, map(_topology_of, compose_file.split(":"))), "1e1pd")).name
+
+
+def _topology_of(file: str) -> str:
+    """Return the topology that a file of COMPOSE_FILE is for; empty when it is an overlay."""
+    planned = _PLANNED_FILE.match(file)
+    name = planned[1] if planned else Path(file).stem if file.startswith("compose/") else ""
+    return name if topology.is_name(name) else ""
 
 
 def _flag(name: str, environ: Mapping[str, str]) -> bool:

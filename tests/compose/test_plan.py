@@ -25,7 +25,8 @@ def plan(hardware, name, tmp_path, parallel=None):
     return placing.make(topology.parse(name, parallel), [host], None, LIMITS)
 
 
-def config(files, folder, *overlays, project=True):
+def config(made, folder, *overlays, host=None):
+    files = render(made, host)
     folder.mkdir(exist_ok=True)
     (folder / "compose.yaml").write_text(files.compose)
     words = ["-f", str(folder / "compose.yaml")]
@@ -35,21 +36,21 @@ def config(files, folder, *overlays, project=True):
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("EPD_", "COMPOSE_", "HF_"))}
     done = subprocess.run(
         ["docker", "compose", "--env-file", "/dev/null", *words, "config"],
-        env=clean | dict(files.variables), capture_output=True, text=True, check=False,
+        env=clean | compose.variables(made), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def render(made):
-    return compose.render(made, made.head, fragments=str(ROOT / "compose"))
+def render(made, host=None):
+    return compose.render(made, host or made.head, fragments=str(ROOT / "compose"))
 
 
 @pytest.mark.parametrize("hardware", NPUS)
 @pytest.mark.parametrize("name", TOPOLOGIES[:2])
 def test_config_equals_the_golden_copy(name, hardware, tmp_path):
     """`EPD_UPDATE_GOLDEN=1 pytest tests/compose` writes the copies anew; read their diff before you commit it."""
-    found = config(render(plan(hardware, name, tmp_path)), tmp_path / "files")
+    found = config(plan(hardware, name, tmp_path), tmp_path / "files")
     golden = GOLDEN / f"{name}-{hardware}.yaml"
     if os.environ.get("EPD_UPDATE_GOLDEN"):
         golden.write_text(found)
@@ -63,13 +64,13 @@ def test_on_the_cpu_profile_the_plan_is_the_file_in_compose(name, tmp_path):
         ["docker", "compose", "--env-file", "/dev/null", "-f", f"compose/{name}.yaml", "config"],
         cwd=ROOT, env=clean, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    assert config(render(plan("cpu", name, tmp_path)), tmp_path / "files") == ours
+    assert config(plan("cpu", name, tmp_path), tmp_path / "files") == ours
 
 
 @pytest.mark.parametrize("hardware", NPUS)
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_on_a_host_network_cards_and_ports_are_disjoint_and_nothing_listens_outside(name, hardware, tmp_path):
-    services = yaml.safe_load(config(render(plan(hardware, name, tmp_path)), tmp_path / "files"))["services"]
+    services = yaml.safe_load(config(plan(hardware, name, tmp_path), tmp_path / "files"))["services"]
     cards, ports = [], []
     for service in services.values():
         environment = service.get("environment", {})
@@ -103,8 +104,8 @@ def test_sizes_of_both_sides_are_told_to_prefill_and_decode(tmp_path):
 
 @pytest.mark.parametrize("hardware", NPUS)
 def test_the_overlays(hardware, tmp_path):
-    files = render(plan(hardware, "1e1p1d", tmp_path))
-    services = yaml.safe_load(config(files, tmp_path / "files", "runtime-ascend", "non-root"))["services"]
+    made = plan(hardware, "1e1p1d", tmp_path)
+    services = yaml.safe_load(config(made, tmp_path / "files", "runtime-ascend", "non-root"))["services"]
     for name in ("encode-0", "prefill-0", "decode-0"):
         assert services[name]["runtime"] == "ascend"
         assert services[name]["user"] == "1000:1000"
@@ -118,8 +119,8 @@ def test_two_hosts_get_a_file_each_and_the_proxy_is_told_of_all(tmp_path):
     first = plan("a2", "1e1pd", tmp_path).head
     second = type(first)(**{**vars(first), "name": "node-b", "address": "10.0.0.8", "roles": ("prefill-decode",)})
     made = placing.make(topology.parse("1e2pd"), [first, second], None, LIMITS)
-    files = [compose.render(made, host, fragments=str(ROOT / "compose")) for host in made.hosts]
-    services = [yaml.safe_load(config(f, tmp_path / f"files-{i}"))["services"] for i, f in enumerate(files)]
+    texts = [config(made, tmp_path / host.name, host=host) for host in made.hosts]
+    services = [yaml.safe_load(text)["services"] for text in texts]
     assert set(services[1]) == {"prefill-decode-0", "prefill-decode-1"}
     assert {"mooncake-master", "mooncake-store", "encode-0", "proxy"} == set(services[0])
     command = services[0]["proxy"]["command"]

@@ -42,14 +42,14 @@ def test_no_npu_is_the_cpu_profile(tmp_path):
     assert "no NPU found" in host.describe_hardware(found)
 
 
-def test_npus_are_counted_in_numeric_order_and_named_as_not_yet_supported(tmp_path):
+def test_npus_are_counted_in_numeric_order_and_left_alone_by_the_cpu_profile(tmp_path):
     make_nodes(tmp_path, "davinci10", "davinci2", "davinci_manager", "devmm_svm")
     found = host.detect_hardware("", available=("cpu",), dev=tmp_path)
     assert found.cards == ("/dev/davinci2", "/dev/davinci10")
     assert found.manager
     assert found.profile == "cpu"
     assert "2 Ascend NPU node(s) found" in host.describe_hardware(found)
-    assert "to come" in host.describe_hardware(found)
+    assert "leaves them alone" in host.describe_hardware(found)
 
 
 def test_hardware_can_be_chosen_among_the_profiles_there_are(tmp_path):

@@ -19,10 +19,13 @@ def root(tmp_path):
     return tmp_path
 
 
-def written(root, **environ):
+def written(root, planned=None, **environ):
     """Do as `make up` does, and return the block it writes."""
     found = settings.load(root, environ)
-    entries = settings.entries(found, hardware="cpu", image="i:1", proxy_image="p:1")
+    file = f"compose/{found.topology}.yaml"
+    entries = settings.entries(
+        found, compose_file=file, planned=planned or {"EPD_HARDWARE": "cpu"}, image="i:1", proxy_image="p:1"
+    )
     settings.check_set_once(found, entries, environ)
     dotenv.write(root / ".env", entries)
     return dict(dotenv.read(root / ".env").managed)
@@ -104,7 +107,7 @@ def test_a_hub_id_replaces_a_folder_and_allows_downloads(root):
         ({"EPD_PROXY_PORT": "http"}, "from 1 to 65535"),
         ({"EPD_UP_TIMEOUT_S": "nan"}, "EPD_UP_TIMEOUT_S"),
         ({"EPD_PULL": "maybe"}, "1 or 0"),
-        ({"TOPOLOGY": "2e2pd"}, "one of: 1e1p1d, 1e1pd"),
+        ({"TOPOLOGY": "0e2pd"}, "<n>e<n>pd"),
         ({"TOPOLOGY": "observability"}, "no such topology"),
         ({"COMPOSE_PROJECT_NAME": "Big Name"}, "COMPOSE_PROJECT_NAME"),
         ({"MODEL": "/no/such/folder"}, "an existing folder"),

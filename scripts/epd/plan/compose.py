@@ -1,4 +1,4 @@
-"""The plan as files: for each host a Compose file, the overlays that may be laid over it, and variables for `.env`."""
+"""The plan as files: for each host a Compose file, and the overlays that may be laid over it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ class HostFiles:
     """Text of its Compose file."""
     overlays: Mapping[str, str]
     """Text of each overlay, by name."""
-    variables: Mapping[str, str]
-    """What `.env` has to say."""
 
 
 def render(plan: Plan, host: Host, *, fragments: str) -> HostFiles:
@@ -40,8 +38,13 @@ def render(plan: Plan, host: Host, *, fragments: str) -> HostFiles:
     return HostFiles(
         compose=_HEAD.format(what=what) + yamltext.dump(document),
         overlays={} if host.hardware == "cpu" else _overlays(plan, host),
-        variables=_variables(plan, host),
     )
+
+
+def variables(plan: Plan) -> dict[str, str]:
+    """Return what `.env` has to tell the fragments."""
+    planned = {"EPD_PLANNED": plan.topology.name} if _host_network(plan) else {}
+    return {"EPD_HARDWARE": plan.head.hardware, **planned}
 
 
 def _services(plan: Plan, host: Host, fragments: str) -> dict[str, Any]:
@@ -70,6 +73,11 @@ def _pool_service(plan: Plan, name: str) -> dict[str, Any]:
     if _host_network(plan):
         service = {"network_mode": "host", **service}
         service["environment"] = {**service.get("environment", {}), **_pool(plan)}
+        if name == "mooncake-store":
+            size_mb = plan.limits.store_size_mb
+            service["environment"]["EPD_STORE_SIZE_MB"] = str(size_mb)
+            # The pool's segment, and what its process needs besides.
+            service["mem_limit"] = f"${{EPD_STORE_MEMORY_LIMIT:-{size_mb + 2048}m}}"
     return service
 
 
@@ -81,6 +89,8 @@ def _instance_service(plan: Plan, instance: Instance) -> dict[str, Any]:
     environment |= {
         "EPD_BIND_HOST": _bind(plan, instance.host),
         "EPD_PORT": str(instance.ports.http),
+        "EPD_MAX_MODEL_LEN": str(plan.limits.max_model_len),
+        "EPD_MAX_NUM_SEQS": str(plan.limits.max_num_seqs),
         **_parallel(plan, instance),
     }
     if instance.host.interface:
@@ -89,6 +99,8 @@ def _instance_service(plan: Plan, instance: Instance) -> dict[str, Any]:
         environment |= {"EPD_EC_METRICS_PORT": str(instance.ports.metrics), **_pool(plan)}
     if instance.ports.kv:
         environment["EPD_KV_PORT"] = str(instance.ports.kv)
+    if instance.host.hardware == "a2":
+        environment["HCCL_INTRA_ROCE_ENABLE"] = f"${{HCCL_INTRA_ROCE_ENABLE:-{int(instance.host.roce)}}}"
     if instance.host.hardware == "a5":  # privileged, so it sees all cards
         environment["ASCEND_RT_VISIBLE_DEVICES"] = _ids(instance)
     service["devices"] = [f"/dev/davinci{card.id}" for card in instance.cards]
@@ -153,25 +165,6 @@ def _overlays(plan: Plan, host: Host) -> dict[str, str]:
         for name, (what, services) in texts.items()
         if services
     }
-
-
-def _variables(plan: Plan, host: Host) -> dict[str, str]:
-    """Return what the fragments are told through `.env`."""
-    if host.hardware == "cpu":
-        return {"EPD_HARDWARE": "cpu"}
-    found = {
-        "EPD_HARDWARE": host.hardware,
-        "EPD_PLANNED": plan.topology.name,
-        "EPD_MAX_MODEL_LEN": str(plan.limits.max_model_len),
-        "EPD_MAX_NUM_SEQS": str(plan.limits.max_num_seqs),
-        "EPD_STORE_SIZE_MB": str(plan.limits.store_size_mb),
-        # The pool's segment, and what its process needs besides.
-        "EPD_STORE_MEMORY_LIMIT": f"{plan.limits.store_size_mb + 2048}m",
-        "EPD_TMP_SIZE": "8g",
-    }
-    if host.hardware == "a2":
-        found["HCCL_INTRA_ROCE_ENABLE"] = "1" if host.roce else "0"
-    return found
 
 
 def _host_network(plan: Plan) -> bool:

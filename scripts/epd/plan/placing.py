@@ -10,7 +10,7 @@ from epd.plan import cards as choosing
 from epd.plan.hosts import Card, Host
 from epd.plan.model import ACTIVATIONS_MIB, MIB, ModelSize
 from epd.plan.ports import InstancePorts, PortBook
-from epd.plan.topology import ROLES, Parallel, Topology
+from epd.plan.topology import ROLES, Parallel, Topology, variable
 
 CPU_INSTANCE_MIB = 2800
 """Memory of one vLLM container with the tiny model on the CPU profile (2.0-2.8 GiB were measured)."""
@@ -98,7 +98,7 @@ def _check_cpu(topology: Topology, hosts: Sequence[Host]) -> None:
             "no such stack on the CPU profile",
             expected="one host, and instances of one card",
             found=f"{len(hosts)} host(s), {topology.arithmetic()} cards",
-            fix="leave out HOSTS, EPD_<ROLE>_TP and EPD_<ROLE>_DP",
+            fix="leave out EPD_HOSTS, EPD_<ROLE>_TP and EPD_<ROLE>_DP",
         )
     have, need = hosts[0].memory_mib, count * CPU_INSTANCE_MIB
     if 0 < have < need:
@@ -150,7 +150,7 @@ def _check_memory(topology: Topology, hosts: Sequence[Host], model: ModelSize, l
                 f"{role}: {model.name} does not fit on a card",
                 expected=f"{parts} = {weights + ACTIVATIONS_MIB + need} MiB",
                 found=f"{have} MiB (HBM {hbm}, idle use {used}{share})",
-                fix=f"EPD_{role.upper().replace('-', '_')}_TP={span.tensor * 2}, or a smaller EPD_MAX_MODEL_LEN",
+                fix=f"{variable(role, 'TP')}={span.tensor * 2}, or a smaller EPD_MAX_MODEL_LEN",
             )
         notes.append(
             f"{role}: {parts.split(' + KV')[0]} of {have} MiB"

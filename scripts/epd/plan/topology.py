@@ -53,6 +53,11 @@ class Topology:
         return f"{' + '.join(terms)} = {self.cards}"
 
 
+def is_name(name: str) -> bool:
+    """Whether this is the name of a topology."""
+    return _NAME.match(name) is not None
+
+
 def parse(name: str, parallel: Mapping[str, Parallel] | None = None, *, expert_parallel: bool = False) -> Topology:
     """Read a topology's name: `1e1pd`, `1e1p1d`, `2e4p4d`, …
 
@@ -75,6 +80,11 @@ def parse(name: str, parallel: Mapping[str, Parallel] | None = None, *, expert_p
     return Topology(name, counts, dict(parallel or {}), expert_parallel)
 
 
+def variable(role: str, size: str) -> str:
+    """Return the name of the variable for a role's TP or DP: `EPD_PREFILL_DECODE_TP`."""
+    return f"EPD_{role.upper().replace('-', '_')}_{size}"
+
+
 def read_parallel(values: Mapping[str, str]) -> dict[str, Parallel]:
     """Read EPD_<ROLE>_TP and EPD_<ROLE>_DP for every role.
 
@@ -83,8 +93,7 @@ def read_parallel(values: Mapping[str, str]) -> dict[str, Parallel]:
     """
     found = {}
     for role in ROLES:
-        prefix = f"EPD_{role.upper().replace('-', '_')}"
-        found[role] = Parallel(_size(f"{prefix}_TP", values), _size(f"{prefix}_DP", values))
+        found[role] = Parallel(_size(variable(role, "TP"), values), _size(variable(role, "DP"), values))
     return found
 
 

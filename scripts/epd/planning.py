@@ -1,0 +1,190 @@
+"""From the settings and this machine to a plan, and its files below `deploy/`."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from epd import survey
+from epd.errors import StepError
+from epd.machine import Machine
+from epd.plan import compose, hosts, model, placing, topology
+from epd.plan.hosts import Host
+from epd.plan.placing import Limits, Plan
+from epd.settings import Settings
+
+_NPU_DEFAULTS = Limits(max_model_len=32768, max_num_seqs=128, store_size_mb=8192)
+_CPU_DEFAULTS = Limits(max_model_len=2048, max_num_seqs=8, store_size_mb=512)
+"""What compose/services.yaml says."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and which of its hosts this machine is."""
+
+    plan: Plan
+    host: Host
+    compose_files: tuple[str, ...]
+    """What COMPOSE_FILE names, relative to the project's folder."""
+    variables: Mapping[str, str]
+    """What `.env` has to say beside."""
+
+
+def choose_hardware(wanted: str, machine: Machine) -> str:
+    """Return the hardware profile: the one asked for (EPD_HARDWARE), else what the machine has.
+
+    Raises:
+        StepError: the machine has NPUs, and npu-smi does not tell of which kind.
+    """
+    found = wanted or survey.profile(machine)
+    if found:
+        return found
+    table = machine.run("npu-smi", "info")
+    said = (table.stderr or table.stdout).strip().splitlines() or [f"exit code {table.code}"]
+    names = ", ".join(sorted({chip.name for chip in survey.chips(machine)}))
+    raise StepError(
+        "this machine has NPUs of a kind that cannot be told",
+        expected="npu-smi that names 910B (A2), Ascend910 with two chips a module (A3) or Ascend950 (A5)",
+        found=f"chips {names}" if names else f"npu-smi info: {said[-1]}",
+        fix="mend the driver until `npu-smi info` works; or say what it is: EPD_HARDWARE=a2, a3, a5, or cpu",
+    )
+
+
+def describe(settings: Settings, hardware: str, machine: Machine) -> Host:
+    """Describe this machine as a host of the plan."""
+    name = settings.planning.get("EPD_HOST") or socket.gethostname().split(".")[0].lower()
+    return survey.host(machine, hardware=hardware, name=name, project=settings.project, settings=settings.planning)
+
+
+def make(settings: Settings, hardware: str, machine: Machine) -> Planned:
+    """Return the plan for what the settings ask for.
+
+    Raises:
+        StepError: it is impossible, or a setting is not usable.
+    """
+    inventory, here = _hosts(settings, hardware, machine)
+    plan = _plan(settings, inventory)
+    return Planned(plan, here, _compose_files(settings, here), compose.variables(plan))
+
+
+def _plan(settings: Settings, inventory: list[Host]) -> Plan:
+    values, hardware = settings.planning, inventory[0].hardware
+    expert_parallel = values.get("EPD_EXPERT_PARALLEL", "0") not in ("", "0")
+    asked = topology.parse(settings.topology, topology.read_parallel(values), expert_parallel=expert_parallel)
+    limits = _limits(values, _CPU_DEFAULTS if hardware == "cpu" else _NPU_DEFAULTS)
+    return placing.make(asked, inventory, _model(values, hardware), limits)
+
+
+def for_inventory(settings: Settings) -> Plan:
+    """Return the plan for the hosts of an inventory, which this machine need not be one of.
+
+    Raises:
+        StepError: it is impossible, or a setting is not usable.
+    """
+    inventory = hosts.load(settings.root / settings.planning["EPD_HOSTS"])
+    return _plan(settings, inventory)
+
+
+def write(root: Path, planned: Planned) -> list[Path]:
+    """Write the plan's files, unless it is one that compose/ has ready; return those written."""
+    ready = planned.compose_files[0].startswith("compose/")
+    return [] if ready else write_all(root, planned.plan)
+
+
+def write_all(root: Path, plan: Plan) -> list[Path]:
+    """Write the files of every host below `deploy/<topology>/<host>/`; return them."""
+    written: list[Path] = []
+    for host in plan.hosts:
+        folder = root / "deploy" / plan.topology.name / host.name
+        folder.mkdir(parents=True, exist_ok=True)
+        files = compose.render(plan, host, fragments=os.path.relpath(root / "compose", folder))
+        texts = {"compose": files.compose, **files.overlays}
+        for name, text in texts.items():
+            path = folder / f"{name}.yaml"
+            path.write_text(text)
+            written.append(path)
+    return written
+
+
+def table(plan: Plan) -> str:
+    """Return the plan as a person reads it."""
+    lines = [f"Plan: {plan.topology.name} on {', '.join(f'{host.name} ({host.hardware})' for host in plan.hosts)}"]
+    for instance in plan.instances:
+        cards = ", ".join(str(card.id) for card in instance.cards)
+        where = f"cards {cards}" if cards else "no card"
+        kv = f", kv {instance.ports.kv}" if instance.ports.kv and instance.cards else ""
+        port = f", port {instance.ports.http}{kv}" if instance.cards else ""
+        lines.append(f"  {instance.name:<18} {instance.host.name:<16} {where}{port}")
+    return "\n".join([*lines, *(f"  {note}" for note in plan.notes)])
+
+
+def _hosts(settings: Settings, hardware: str, machine: Machine) -> tuple[list[Host], Host]:
+    """Return all hosts and the one that this machine is: of the inventory (HOSTS), or this machine alone."""
+    here = describe(settings, hardware, machine)
+    path = settings.planning.get("EPD_HOSTS", "")
+    if not path:
+        return [here], here
+    inventory = hosts.load(settings.root / path)
+    for host in inventory:
+        if host.name == here.name or host.address == here.address:
+            return inventory, host
+    raise StepError(
+        "this machine is not in the inventory",
+        expected=f"one of: {', '.join(f'{host.name} ({host.address})' for host in inventory)}",
+        found=f"{here.name} ({here.address})",
+        fix="say which host this machine is: EPD_HOST=<name>",
+    )
+
+
+def _compose_files(settings: Settings, here: Host) -> tuple[str, ...]:
+    ready = f"compose/{settings.topology}.yaml"
+    if here.hardware == "cpu" and (settings.root / ready).is_file():
+        return (ready,)
+    folder = f"deploy/{settings.topology}/{here.name}"
+    overlays = settings.planning.get("EPD_OVERLAYS", "").replace(",", " ").split()
+    strange = [name for name in overlays if name not in compose.OVERLAYS]
+    if strange:
+        raise StepError(
+            "no such overlay",
+            expected=f"some of: {', '.join(compose.OVERLAYS)}",
+            found=f"EPD_OVERLAYS={settings.planning['EPD_OVERLAYS']}",
+            fix="correct it, or leave it out",
+        )
+    return (f"{folder}/compose.yaml", *(f"{folder}/{name}.yaml" for name in overlays))
+
+
+def _model(values: Mapping[str, str], hardware: str) -> model.ModelSize | None:
+    """Return the model's sizes where its files are on this machine and memory matters."""
+    if hardware == "cpu":
+        return None
+    if not values.get("EPD_MODEL"):
+        raise StepError(
+            "no model to serve on NPUs",
+            expected="MODEL=<folder of a model>; the tiny model is for the CPU profile",
+            found="none",
+            fix="make fetch-model MODEL=Qwen/Qwen2.5-VL-7B-Instruct, then name its folder: MODEL=<folder>",
+        )
+    folder = values.get("EPD_MODELS", "")
+    if not folder or values.get("EPD_SKIP_MEMORY_CHECK", "0") not in ("", "0"):
+        return None
+    return model.read_folder(Path(folder))
+
+
+def _limits(values: Mapping[str, str], defaults: Limits) -> Limits:
+    return Limits(
+        max_model_len=_number("EPD_MAX_MODEL_LEN", values, defaults.max_model_len),
+        max_num_seqs=_number("EPD_MAX_NUM_SEQS", values, defaults.max_num_seqs),
+        store_size_mb=_number("EPD_STORE_SIZE_MB", values, defaults.store_size_mb),
+    )
+
+
+def _number(name: str, values: Mapping[str, str], default: int) -> int:
+    text = values.get(name, "").strip() or str(default)
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise StepError(
+        f"{name} is not usable", expected="a whole number above 0", found=f"{name}={text}", fix=f"e.g. {name}={default}"
+    )
