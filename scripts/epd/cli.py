@@ -251,7 +251,8 @@ def test_connector(it: Context, words: list[str]) -> int:
     """Run the connector's tests in the image that serves, where vLLM and Mooncake are."""
     prepare_engine(it)
     tag = provide_images(it, (images.TEST,))[images.TEST]
-    argv = ["docker", "run", "--rm", "--shm-size=1g", f"--volume={ROOT}:/src:ro", "--workdir=/src", tag]
+    argv = ["docker", "run", "--rm", "--shm-size=1g", f"--volume={ROOT}:/src:ro", "--workdir=/src"]
+    argv += ["--env=HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis", tag]
     argv += ["-p", "no:cacheprovider", "tests/connector", *words]
     return subprocess.run(argv, check=False, env=command.environment()).returncode
 
