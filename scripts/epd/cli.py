@@ -67,11 +67,12 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="epd", description=__doc__, allow_abbrev=False)
     chosen = parser.add_subparsers(dest="command", required=True)
     for name, (_, text) in COMMANDS.items():
-        chosen.add_parser(name, help=text).add_argument("words", nargs="*", help="passed on to the command")
-    arguments = parser.parse_args(argv)
+        chosen.add_parser(name, help=text, usage=f"epd {name} [words passed on to the command]")
+    # Not argparse's for what follows the command: words such as `-k name` are pytest's, not ours.
+    arguments, words = parser.parse_args(argv[:1]), argv[1:]
     os.chdir(ROOT)
     try:
-        return COMMANDS[arguments.command][0](context(), arguments.words) or 0
+        return COMMANDS[arguments.command][0](context(), words) or 0
     except StepError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
