@@ -1,11 +1,13 @@
 """Copies between torch tensors and the slab: the only module besides vLLM's own that touches a device."""
 
+from typing import TypeAlias
+
 import torch
 
 from .header import HEADER_SIZE_BYTES
 from .metadata import Location
 
-EmbeddingTensor = torch.Tensor
+EmbeddingTensor: TypeAlias = torch.Tensor
 
 
 def describe_tensor(tensor: EmbeddingTensor) -> tuple[str, tuple[int, ...]]:
