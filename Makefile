@@ -5,13 +5,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 SERVICE ?=
+ARGS ?=
 PYTEST_ARGS ?=
 
 EPD := PYTHONPATH=scripts PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m epd
 BIN := .venv/bin
 SOURCES := PYTHONPATH=proxy/src:connector/src
 
-.PHONY: help up down clean logs status build pull plan describe deploy deploy-1e1pd deploy-1e1p1d venv lint unit test-connector smoke test
+.PHONY: help up down clean logs status build pull doctor plan describe deploy deploy-1e1pd deploy-1e1p1d venv lint unit test-connector smoke test
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +48,9 @@ deploy-1e1p1d: ## start one encoder, one prefill and one decode instance
 
 deploy: ## start another topology (TOPOLOGY=2e4p4d)
 	@$(EPD) up
+
+doctor: ## check this machine for the stack that would start; changes nothing (ARGS=--json)
+	@$(EPD) doctor $(ARGS)
 
 plan: ## show and write which instance gets which cards and ports (TOPOLOGY=2e4p4d EPD_HOSTS=hosts.json)
 	@$(EPD) plan

@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 from epd import (
     banner,
@@ -19,47 +17,16 @@ from epd import (
     engine,
     host,
     images,
+    inspection,
     needs,
     planning,
     services,
     settings,
     stack,
     venv,
-    versions,
 )
+from epd.context import ROOT, Context, context
 from epd.errors import StepError
-from epd.machine import Machine
-from epd.plan import hosts
-from epd.settings import Settings
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass(frozen=True)
-class Context:
-    """What every command begins with."""
-
-    settings: Settings
-    versions: dict[str, str]
-    distribution: host.Distribution
-    root_user: bool
-    machine: Machine
-
-    @property
-    def bake(self) -> dict[str, str]:
-        """Variables of the bake file that the names of the images depend on."""
-        return dict(self.versions)
-
-
-def context() -> Context:
-    """Read the settings and look at the machine."""
-    return Context(
-        settings.load(ROOT, os.environ),
-        versions.load(ROOT / "docker" / "versions.env"),
-        host.distribution(),
-        host.is_root(),
-        Machine(),
-    )
 
 
 def main(argv: list[str]) -> int:
@@ -89,31 +56,12 @@ def up(it: Context, _: list[str]) -> int:
     prepare_engine(it)
     planned = planning.make(it.settings, hardware.profile, it.machine)
     print(planning.table(planned.plan), flush=True)
+    inspection.check_host(it, planned)
     tags = provide_images(it, images.served(hardware.profile))
     running = write_dotenv(it, planned, tags)
     print(f"Starting {it.settings.topology} …", flush=True)
     stack.up(running, timeout_s=it.settings.up_timeout_s)
     print(banner.render(running.address, banner.model_name(running.address), it.settings.topology))
-    return 0
-
-
-def plan(it: Context, _: list[str]) -> int:
-    """Write the plan's files for every host and show it; start nothing."""
-    if it.settings.planning.get("EPD_HOSTS"):
-        made = planning.for_inventory(it.settings)
-    else:
-        hardware = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
-        made = planning.make(it.settings, hardware, it.machine).plan
-    print(planning.table(made))
-    for path in planning.write_all(ROOT, made):
-        print(f"  {path.relative_to(ROOT)}: written")
-    return 0
-
-
-def describe(it: Context, _: list[str]) -> int:
-    """Print this machine as an inventory of one host."""
-    hardware = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
-    print(hosts.dump([planning.describe(it.settings, hardware, it.machine)]), end="")
     return 0
 
 
@@ -268,8 +216,9 @@ COMMANDS: dict[str, tuple[Callable[[Context, list[str]], int], str]] = {
     "up": (up, "install what is missing, build, start, wait"),
     "down": (down, "stop the stack"),
     "clean": (clean, "remove everything that up made"),
-    "plan": (plan, "show which instance gets which cards and ports, and write the files"),
-    "describe": (describe, "print this machine as an inventory for plan"),
+    "doctor": (inspection.doctor, "check this machine, change nothing"),
+    "plan": (inspection.plan, "show which instance gets which cards and ports, and write the files"),
+    "describe": (inspection.describe, "print this machine as an inventory for plan"),
     "build": (build, "build the images"),
     "logs": (logs, "follow the logs"),
     "status": (status, "show how the stack is"),

@@ -77,6 +77,7 @@ def cards(machine: Machine, project: str = "") -> tuple[Card, ...]:
     nodes = set(card_nodes(machine))
     group = npu_smi.groups(npu_smi.links(machine.run("npu-smi", "info", "-t", "topo").stdout))
     users = card_users(machine, project)
+    addresses = dict(_HCCN.findall(machine.text("/etc/hccn.conf")))
     return tuple(
         Card(
             id=chip.physical,
@@ -85,6 +86,7 @@ def cards(machine: Machine, project: str = "") -> tuple[Card, ...]:
             hbm_used_mib=0 if chip.physical in users else chip.hbm_used_mib,
             numa=_numa(machine, chip.bus),
             group=group.get(chip.physical, 0),
+            address=addresses.get(str(chip.physical), ""),
             taken_by=users.get(chip.physical, ""),
         )
         for chip in chips(machine)

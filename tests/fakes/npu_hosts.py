@@ -42,7 +42,8 @@ class FakeHost:
         self.interfaces = {"enp189s0f0": "10.0.0.7"}
         self.default_route = "enp189s0f0"
         self.docker_version, self.compose_version = "26.1.4", "2.27.1"
-        self.images = {"ascend-epd:0.1.0": {}}
+        self.absent_images = False
+        self.image_labels: dict[str, str] = {}
         self.runtimes = ["runc"]
         if hardware != "cpu":
             self.driver()
@@ -75,7 +76,7 @@ class FakeHost:
 
     def driver(self):
         driver = "/usr/local/Ascend/driver"
-        self.file(f"{driver}/version.info", VERSION_INFO.format(version="25.5.0"))
+        self.file(f"{driver}/version.info", VERSION_INFO.format(version="25.5.2"))
         for library in LIBRARIES:
             self.file(f"{driver}/lib64/driver/{library}", "ELF")
         self.file("/usr/local/dcmi/libdcmi.so", "ELF")
@@ -191,6 +192,9 @@ class FakeHost:
             cases[f"-i {i} -ip -g"] = (f"ipaddr:10.1.0.{i + 1}\nnetmask:255.255.255.0\n", 0)
             text = f"dev_id:{i}, tls switch[{tls}](0:disable, 1:enable), tls alarm time threshold[60]days\n"
             cases[f"-i {i} -tls -g"] = (text, 0)
+            loss = self.hccn.get("loss", "0.00")
+            text = f"device {i} PING 10.1.0.77\n3 packets transmitted, 3 received, {loss}% packet loss\n"
+            cases[f"-i {i} -ping -g address 10.1.0.77"] = (text, 0)
         return cases
 
     def write_ip(self):
@@ -204,16 +208,22 @@ class FakeHost:
 
     def write_docker(self):
         ids = [str(container["Id"]) for container in self.containers]
+        labels = [container["Config"].get("Labels") or {} for container in self.containers]
+        own = [
+            i for i, label in zip(ids, labels, strict=True) if label.get("com.docker.compose.project") == "ascend-epd"
+        ]
         cases = {
             "ps -q": ("\n".join(ids) + "\n", 0),
+            "ps -q --filter label=com.docker.compose.project=ascend-epd": ("\n".join(own) + "\n", 0),
+            "info --format {{.DockerRootDir}}": ("/var/lib/docker\n", 0),
             f"inspect {' '.join(ids)}": (json.dumps(self.containers), 0),
             "version --format {{.Server.Version}}": (f"{self.docker_version}\n", 0 if self.docker_version else 1),
             "compose version --short": (f"{self.compose_version}\n", 0 if self.compose_version else 1),
             "info --format {{json .Runtimes}}": (json.dumps({name: {} for name in self.runtimes}), 0),
         }
-        for image, labels in self.images.items():
-            cases[f"image inspect --format {{{{json .Config.Labels}}}} {image}"] = (json.dumps(labels), 0)
-        self.program("/usr/bin/docker", cases)
+        labels = self.file("/.outputs/labels.json", json.dumps(self.image_labels))
+        inspect = "exit 1" if self.absent_images else f"cat '{labels}'"
+        self.program("/usr/bin/docker", cases, default=f'case "$*" in "image inspect"*) {inspect};; *) exit 1;; esac')
 
     def container(self, name, cards, project=""):
         """Add a running container that has cards."""

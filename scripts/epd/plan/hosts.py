@@ -33,6 +33,8 @@ class Card:
     """NUMA node of its PCI device; -1 where the host does not tell."""
     group: int = 0
     """Cards of one group reach each other without crossing PCIe (HCCS, SIO, UB)."""
+    address: str = ""
+    """Its address on the cards' own network (hccn.conf)."""
     taken_by: str = ""
     """Who uses it; empty when nobody does."""
 

@@ -1,0 +1,58 @@
+"""The commands that look and start nothing: doctor, plan, describe."""
+
+from __future__ import annotations
+
+from epd import planning, preflight
+from epd.context import ROOT, Context
+from epd.doctor import report
+from epd.doctor.finding import Status
+from epd.errors import StepError
+from epd.plan import hosts
+
+
+def doctor(it: Context, words: list[str]) -> int:
+    """Check this machine for the stack that would be started; change nothing. `--json` for programs."""
+    found = preflight.examine(it.settings, it.versions, it.machine)
+    print(report.as_json(found) if "--json" in words else report.text(found))
+    return report.exit_code(found)
+
+
+def check_host(it: Context, planned: planning.Planned) -> None:
+    """Refuse to start what is known to fail; say all of it at once.
+
+    Raises:
+        StepError: a check failed.
+    """
+    found = preflight.examine_planned(it.settings, it.versions, it.machine, planned, will_provide_images=True)
+    unwell = [finding for finding in found if finding.status is not Status.PASS]
+    if unwell:
+        print(report.text(unwell), flush=True)
+    print(f"Host checks: {report.summary(found)} (`make doctor` shows all)", flush=True)
+    failed = [finding for finding in found if finding.status is Status.FAIL]
+    if failed:
+        raise StepError(
+            "this machine cannot run the stack yet",
+            expected="no FAIL above",
+            found=", ".join(finding.name for finding in failed),
+            fix="see the fix of each above; `make doctor` checks again without starting anything",
+        )
+
+
+def plan(it: Context, _: list[str]) -> int:
+    """Write the plan's files for every host and show it; start nothing."""
+    if it.settings.planning.get("EPD_HOSTS"):
+        made = planning.for_inventory(it.settings)
+    else:
+        hardware = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
+        made = planning.make(it.settings, hardware, it.machine).plan
+    print(planning.table(made))
+    for path in planning.write_all(ROOT, made):
+        print(f"  {path.relative_to(ROOT)}: written")
+    return 0
+
+
+def describe(it: Context, _: list[str]) -> int:
+    """Print this machine as an inventory of one host."""
+    hardware = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
+    print(hosts.dump([planning.describe(it.settings, hardware, it.machine)]), end="")
+    return 0
