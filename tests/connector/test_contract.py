@@ -162,6 +162,44 @@ def test_rows_and_end_come_from_the_placeholder() -> None:
     assert compat.read_features(request) == [compat.Feature("a", rows=3, end=12)]
 
 
+def test_request_is_found_where_vllms_scheduler_asks() -> None:
+    """Through vLLM's own method, with everything around it faked that it reads before it asks."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    found: list[compat.Lookup | None] = []
+
+    class Asked:
+        def has_cache_item(self, identifier: str) -> bool:
+            found.append(compat.find_lookup(identifier))
+            return False
+
+    cache = SimpleNamespace(check_and_update_cache=lambda *_: False, can_allocate=lambda *_: True)
+    scheduler = SimpleNamespace(
+        ec_connector=Asked(),
+        encoder_cache_manager=cache,
+        is_encoder_decoder=False,
+        scheduler_config=SimpleNamespace(disable_chunked_mm_input=False),
+        use_eagle=False,
+    )
+    features = [
+        SimpleNamespace(identifier=name, mm_position=PlaceholderRange(offset=10 * index, length=4 + index))
+        for index, name in enumerate("ab")
+    ]
+    request = SimpleNamespace(request_id="r", mm_features=features, has_encoder_inputs=True)
+    Scheduler._try_schedule_encoder_inputs(scheduler, request, 0, 100, 1000)  # type: ignore[arg-type]
+    a, b = compat.Feature("a", 4, 4), compat.Feature("b", 5, 15)
+    assert found == [compat.Lookup("r", [a, b]), compat.Lookup("r", [b])]
+
+
+def test_request_that_uses_an_id_for_two_sizes_is_not_looked_up() -> None:
+    features = [
+        SimpleNamespace(identifier="a", mm_position=PlaceholderRange(offset=0, length=length)) for length in (4, 5)
+    ]
+    request = SimpleNamespace(request_id="r", mm_features=features)  # noqa: F841 - found in this frame
+    assert compat.find_lookup("a") is None
+    assert compat.find_lookup("b") is None
+
+
 @pytest.fixture
 def connector() -> ECMooncakeStoreConnector:
     return ECMooncakeStoreConnector(make_config(), ECConnectorRole.SCHEDULER)

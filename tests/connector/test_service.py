@@ -11,7 +11,7 @@ import pytest
 import torch
 from mooncake_pool import MooncakePool, find_port
 
-from epd_connector.compat import Engine, Feature, Place
+from epd_connector.compat import Engine, Feature, Lookup, Place
 from epd_connector.config import ConfigError, read_config
 from epd_connector.header import Header, checksum
 from epd_connector.keys import ModelIdentity, build_key, hash_item_id
@@ -95,6 +95,20 @@ class Instance:
         self.worker.load(metadata, encoder_cache)
         return encoder_cache.get(item_id)
 
+    def take_now(self, item_id: str, rows: int) -> tuple[torch.Tensor | None, float]:
+        """Like ``take``, but vLLM does not announce the request; return the standstill too, in seconds."""
+        self.requests += 1
+        assert isinstance(self.scheduler, ConsumerScheduler)
+        started_s = time.monotonic()
+        lookup = Lookup(f"request-{self.requests}", [Feature(item_id, rows, rows)])
+        self.scheduler.has_item(item_id, lookup)
+        stall_s = time.monotonic() - started_s
+        self.scheduler.record_allocation(item_id)
+        metadata = self.scheduler.close_step([lookup.request_id], [])
+        encoder_cache: dict[str, torch.Tensor] = {}
+        self.worker.load(metadata, encoder_cache)
+        return encoder_cache.get(item_id), stall_s
+
     def misses(self, reason: str) -> float:
         return self.scheduler_metrics.snapshot().get(f"epd_ec_misses|{reason}", 0)
 
@@ -169,6 +183,34 @@ def test_embedding_outlives_its_encoder(make: Make) -> None:
     encode.encode("a", embedding())
     encode.close()
     assert consume.take("a", 64) is not None
+
+
+def test_unannounced_request_gets_its_item_too(make: Make) -> None:
+    encode, consume = make("encode"), make("consume")
+    encode.encode("a", embedding())
+    taken, _ = consume.take_now("a", 64)
+    assert taken is not None
+    assert torch.equal(taken, embedding())
+    assert consume.take_now("absent", 64)[0] is None
+    assert consume.misses("absent") == 1
+    assert consume.take_now("a", 65)[0] is None
+    assert consume.misses("wrong_rows") == 1
+
+
+def test_hung_master_holds_the_scheduler_for_one_limit_only(make: Make, pool: MooncakePool) -> None:
+    consume = make("consume", sync_fetch_timeout_ms=200)
+    pool.pause_master()
+    stalls_s = []
+    while consume.is_healthy():
+        taken, stall_s = consume.take_now(f"item{len(stalls_s)}", 64)
+        assert taken is None
+        stalls_s.append(stall_s)
+        time.sleep(0.05)
+    assert max(stalls_s) < 0.3
+    assert sum(stalls_s) < 0.9  # an RPC that fails after 0.5 s is an answer: it is believed in once more
+    # The breaker is open: answered at once, whatever the I/O threads hang in.
+    assert max(consume.take_now(f"late{number}", 64)[1] for number in range(20)) < 0.05
+    pool.resume_master()
 
 
 def test_absent_item_is_a_miss(make: Make) -> None:

@@ -1,9 +1,10 @@
-"""Everything that depends on vLLM's version. Written against vLLM 0.23.0.
+"""Everything that depends on vLLM's version: 0.14.1 to 0.32.0.
 
 The connector's base class is declared for the type checker here, because vLLM is present only in the images.
 """
 
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,15 +44,21 @@ __all__ = [
     "EncoderCache",
     "Engine",
     "Feature",
+    "Lookup",
     "Place",
     "adopt_logging",
     "describe_engine",
     "find_device",
     "find_faults",
     "find_host_address",
+    "find_lookup",
     "find_place",
     "read_features",
 ]
+
+
+# From find_lookup to vLLM: the hook and what guards it lie in between.
+_CALLER_FRAMES = 8
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,14 @@ class Feature:
     """First prompt position after its placeholder."""
 
 
+@dataclass(frozen=True)
+class Lookup:
+    """The request on whose behalf vLLM asks for an item, and its media items from that one on."""
+
+    request_id: str
+    features: list[Feature]
+
+
 def adopt_logging() -> None:
     """Send this package's log lines where vLLM's go: vLLM configures its own logger only, and no root handler."""
     ours, theirs = logging.getLogger("epd_connector"), logging.getLogger("vllm")
@@ -129,7 +144,7 @@ def _identify_model(vllm_config: Any, namespace: str) -> ModelIdentity:
         vllm_minor=".".join(vllm.__version__.split(".")[:2]),
         mm_processor_kwargs=(multimodal and multimodal.mm_processor_kwargs) or {},
         hf_overrides=overrides if isinstance(overrides, dict) else {"callable": repr(overrides)},
-        video_pruning_rate=multimodal and multimodal.video_pruning_rate,
+        video_pruning_rate=multimodal and getattr(multimodal, "video_pruning_rate", None),  # gone in 0.32
         namespace=namespace,
     )
 
@@ -180,8 +195,40 @@ def read_features(request: Any) -> list[Feature]:
     return [
         Feature(
             item_id=feature.identifier,
-            rows=feature.mm_position.get_num_embeds(),
+            rows=_count_rows(feature.mm_position),
             end=feature.mm_position.offset + feature.mm_position.length,
         )
         for feature in request.mm_features
     ]
+
+
+def _count_rows(position: Any) -> int:
+    rows = position.get_num_embeds  # a property in 0.14, a method since
+    return int(rows() if callable(rows) else rows)
+
+
+def find_lookup(item_id: str) -> Lookup | None:
+    """Return whose item ``has_cache_item`` is asked for, None when that cannot be told.
+
+    vLLM passes the bare id, and no hook before it names the request where ``ensure_cache_available`` is not called.
+    But without the request nobody knows how many rows it will gather, and wrong ones end the engine. So this looks for
+    the local variable ``request`` of the calling scheduler (vLLM 0.15 to 0.32: _try_schedule_encoder_inputs, which
+    vllm-ascend 0.23 leaves as it is).
+    """
+    request = _find_callers_request()
+    features = [] if request is None else read_features(request)
+    indices = [index for index, feature in enumerate(features) if feature.item_id == item_id]
+    if not indices or len({features[index].rows for index in indices}) > 1:
+        return None
+    return Lookup(str(request.request_id), features[indices[0] :])
+
+
+def _find_callers_request() -> Any:
+    frame = sys._getframe(1)
+    for _ in range(_CALLER_FRAMES):
+        if hasattr(frame.f_locals.get("request"), "mm_features"):
+            return frame.f_locals["request"]
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return None

@@ -33,6 +33,7 @@ class ConnectorConfig:
     slab_dir: str = "/dev/shm"  # noqa: S108 - shared memory between the ranks of one engine is the purpose
     slab_size_mb: int = 256
     fetch_timeout_ms: int = 500
+    sync_fetch_timeout_ms: int = 200
     publish_timeout_ms: int = 1000
     probe_interval_ms: int = 1000
     ready_ttl_s: int = 60
@@ -50,6 +51,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "rpc_timeout_ms": (50, 60_000),
     "slab_size_mb": (1, 1 << 20),
     "fetch_timeout_ms": (1, 60_000),
+    "sync_fetch_timeout_ms": (0, 10_000),
     "publish_timeout_ms": (1, 60_000),
     "probe_interval_ms": (50, 60_000),
     "ready_ttl_s": (1, 86_400),

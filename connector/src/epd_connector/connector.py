@@ -20,6 +20,7 @@ from .compat import (
     find_device,
     find_faults,
     find_host_address,
+    find_lookup,
     find_place,
     read_features,
 )
@@ -73,8 +74,16 @@ class ECMooncakeStoreConnector(ECConnectorBase):
         return self._guard(ensure, True)
 
     def has_cache_item(self, identifier: str) -> bool:
-        """Return True when the item lies verified in the slab; no I/O."""
-        return self._guard(lambda: self._scheduling().has_item(identifier), False)
+        """Return True when the item lies verified in the slab.
+
+        No I/O, unless vLLM did not announce the request in ``ensure_cache_available``: then it is fetched now, bounded.
+        """
+        return self._guard(lambda: self._scheduling().has_item(identifier, find_lookup(identifier)), False)
+
+    def has_caches(self, request: Any) -> list[bool]:
+        """Answer for all items of a request at once, as vLLM 0.14 asks."""
+        features = read_features(request)
+        return [f.end > request.num_computed_tokens and self.has_cache_item(f.item_id) for f in features]
 
     def update_state_after_alloc(self, request: Any, index: int) -> None:
         """Take note of an item that vLLM made room for, to be loaded or encoded in this step."""

@@ -8,6 +8,7 @@ request that waits for its items would wait for ever. The socket keeps message b
 import contextlib
 import errno
 import logging
+import select
 import socket
 import threading
 from collections import deque
@@ -138,6 +139,14 @@ class LinkClient:
                 break
             replies.append(self._decoder.decode(data))
         return replies
+
+    def wait(self, timeout_s: float) -> None:
+        """Block until a reply is there, the link breaks, or the time is up."""
+        if self._socket is None:
+            return
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN | (select.POLLOUT if self._outbox else 0))
+        poller.poll(timeout_s * 1000)
 
     def close(self) -> None:
         """Close for good."""

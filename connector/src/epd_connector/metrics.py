@@ -46,6 +46,7 @@ SUMMARIES = {
     "epd_ec_get_seconds": "Time of one read with its verification.",
     "epd_ec_barrier_seconds": "Time that the model thread waited for publishing, per step with items.",
     "epd_ec_deferral_seconds": "Time that a request waited for its items.",
+    "epd_ec_stall_seconds": "Time that the scheduler stood still for an item, where vLLM cannot defer the request.",
 }
 GAUGES = {
     "epd_ec_breaker_open": "1 while the store is not used because it is not healthy.",

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from .compat import Feature
+from .compat import Feature, Lookup
 from .config import ConnectorConfig
 from .link import MAX_ITEM_ID_CHARS, Confirm, Confirmed, CountsSender, LinkClient
 from .metadata import StepMetadata
@@ -46,7 +46,7 @@ class ProducerScheduler:
             pending.clear()
         return not pending
 
-    def has_item(self, item_id: str) -> bool:  # noqa: ARG002 - vLLM's hook has it
+    def has_item(self, item_id: str, lookup: Lookup | None = None) -> bool:  # noqa: ARG002 - as a consumer's
         """Return False, always: see the class."""
         return False
 

@@ -12,11 +12,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from .compat import Feature
+from .compat import Feature, Lookup
 from .config import ConnectorConfig
 from .link import MAX_ITEM_ID_CHARS, Confirmed, CountsSender, Fetch, LinkClient, Missing, NoRoom, Ready, Release, Reply
 from .metadata import Location, StepMetadata
 from .metrics import Metrics
+from .stall import StallBudget
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +73,12 @@ class ConsumerScheduler:
         self._items: OrderedDict[str, Item] = OrderedDict()  # least recently used first
         self._fetching = 0
         self._waits: dict[str, Wait] = {}
+        self._unannounced: dict[str, Wait] = {}  # requests that vLLM never passed to ensure_available
         self._step_hits: set[str] = set()
         self._step_loads: dict[str, Location] = {}
         self._step = 0
         self._counts = CountsSender(link, metrics)
+        self._stalls = StallBudget(config.sync_fetch_timeout_ms / 1000, metrics, clock)
 
     def __repr__(self) -> str:
         states = [item.state for item in self._items.values()]
@@ -105,8 +108,14 @@ class ConsumerScheduler:
             wait.was_deferred = False
         return True
 
-    def has_item(self, item_id: str) -> bool:
-        """Return whether the item is READY; a True is kept for the rest of the step."""
+    def has_item(self, item_id: str, lookup: Lookup | None = None) -> bool:
+        """Return whether the item is READY; a True is kept for the rest of the step.
+
+        ``lookup`` tells on whose behalf it is asked. A request that ``ensure_available`` never saw is served
+        here: its items are asked for, and the scheduler stands still for this one, within the step's budget.
+        """
+        if lookup is not None and lookup.request_id not in self._waits:
+            self._fetch_now(item_id, lookup)
         item = self._items.get(item_id)
         if item is None or item.state is not State.READY:
             return False
@@ -134,6 +143,8 @@ class ConsumerScheduler:
         self._step_hits.clear()
         for request_id in finished_request_ids:
             self._waits.pop(request_id, None)
+            self._unannounced.pop(request_id, None)
+        self._stalls.end_step()
         self._expire()
         return StepMetadata(step=self._step, loads=loads)
 
@@ -144,6 +155,21 @@ class ConsumerScheduler:
     def close(self) -> None:
         """Close the link."""
         self._link.close()
+
+    def _fetch_now(self, item_id: str, lookup: Lookup) -> None:
+        self._receive()
+        now_s = self._clock()
+        wait = self._unannounced.setdefault(lookup.request_id, Wait(now_s))
+        # The later items of the request too: they are on their way when vLLM comes to them.
+        settled = [self._is_settled(feature, wait, now_s) for feature in lookup.features]
+        if settled[0]:
+            return
+        with self._stalls.spend() as find_left_s:
+            while self._is_fetching(item_id) and (left_s := find_left_s()) > 0:
+                self._link.wait(left_s)
+                self._receive()
+        if self._is_fetching(item_id):
+            self._metrics.count("epd_ec_deadlines")
 
     def _is_settled(self, feature: Feature, wait: Wait, now_s: float) -> bool:
         item = self._items.get(feature.item_id)
@@ -186,6 +212,7 @@ class ConsumerScheduler:
 
     def _receive(self) -> None:
         for reply in self._link.poll():
+            self._stalls.hear()
             self._take(reply)
         if not self._link.is_up and self._fetching:
             for item_id in [key for key, item in self._items.items() if item.state is State.FETCHING]:

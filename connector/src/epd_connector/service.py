@@ -12,7 +12,7 @@ from .compat import Engine
 from .config import ConnectorConfig
 from .fetcher import Fetcher
 from .keys import KEY_PREFIX
-from .link import Confirm, Confirmed, Counts, Fetch, LinkServer, Release, Request
+from .link import Confirm, Confirmed, Counts, Fetch, LinkServer, Missing, Release, Request
 from .metrics import Collector, Metrics, MetricsServer
 from .publisher import Publisher
 from .slab import Allocator, OwnedDirectory, Slab
@@ -105,7 +105,10 @@ class StoreService:
         self._pool.submit(run)
 
     def _handle(self, message: Request) -> None:
-        if isinstance(message, Fetch):
+        if isinstance(message, Fetch) and self.breaker.is_open:
+            # Not behind I/O that hangs: a scheduler may be standing still for this answer.
+            self._link.reply(Missing(message.item_id, "store_down"))
+        elif isinstance(message, Fetch):
             self._submit(lambda: self._link.reply(self._fetcher.fetch(message)))
         elif isinstance(message, Confirm):
             self._submit(lambda: self._confirm(message.item_id))
