@@ -286,6 +286,7 @@ def ec_transfer_config(role: str, settings: Settings) -> dict[str, object]:
             "master_server_address": f"{settings.mooncake_host}:{settings.mooncake_ports.rpc}",
             "metadata_server": f"http://{settings.mooncake_host}:{settings.mooncake_ports.metadata}/metadata",
             "local_hostname": settings.advertise_host,
+            "metrics_host": settings.bind_host,
             "metrics_port": settings.ec_metrics_port,
         },
     }

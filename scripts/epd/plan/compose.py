@@ -132,6 +132,8 @@ def _proxy_service(plan: Plan) -> dict[str, Any]:
     network = _host_network(plan)
     if "decode" in plan.topology.counts:
         host = _bind(plan, plan.head) if network else "proxy"
+        if network:  # decode instances alone call it, and on a bridge nobody else can
+            words += ["--metaserver-host", host]
         words += ["--metaserver-advertise-url", f"http://{_bracketed(host)}:{METASERVER}"]
     service: dict[str, Any] = {"fragment": "_proxy" if network else "proxy"}
     if network:
