@@ -11,22 +11,31 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from epd_proxy.app import HANDLERS, STAGES, build_app, make_runner
-from epd_proxy.config import Health, Limits, Listen, ProxyConfig, Retry, Timeouts, Topology
+from epd_proxy.app import FLOW, HANDLERS, METASERVER, STAGES, build_app, make_runner
+from epd_proxy.config import Health, Limits, Listen, MetaserverConfig, ProxyConfig, Retry, Timeouts, Topology
 from fakes.instances import MODEL, FakeInstance
+from fakes.layerwise import KvLink, decode_instance, prefill_instance
+from fakes.proxy_process import free_port
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 
 
 class ProxyStack:
-    """``async with ProxyStack(encoders=2) as stack``. Leaving it asserts that nothing was left in flight."""
+    """``async with ProxyStack(encoders=2) as stack``. Leaving it asserts that nothing was left in flight.
 
-    def __init__(self, encoders: int = 1, instances: int = 1, *, timeouts: Timeouts | None = None,
-                 retry: Retry | None = None, limits: Limits | None = None, health: Health | None = None,
-                 encode_fallback: str = "local") -> None:  # fmt: skip
+    With ``prefills`` and ``decodes`` these take the place of the ``instances``.
+    """
+
+    def __init__(self, encoders: int = 1, instances: int = 1, *, prefills: int = 0, decodes: int = 0,
+                 timeouts: Timeouts | None = None, retry: Retry | None = None, limits: Limits | None = None,
+                 health: Health | None = None, encode_fallback: str = "local") -> None:  # fmt: skip
         self.encoders = [FakeInstance(name=f"encode-{i}") for i in range(encoders)]
-        self.instances = [FakeInstance(name=f"prefill-decode-{i}") for i in range(instances)]
+        self.instances = [FakeInstance(name=f"prefill-decode-{i}") for i in range(0 if decodes else instances)]
+        self.link = KvLink()
+        self.prefills = [prefill_instance(self.link, f"prefill-{i}") for i in range(prefills)]
+        self.decodes = [decode_instance(self.link, f"decode-{i}") for i in range(decodes)]
+        self.fakes = [*self.encoders, *self.instances, *self.prefills, *self.decodes]
         self._options: dict[str, Any] = {
             "timeouts": timeouts or Timeouts(drain_s=1),
             "retry": retry or Retry(), "limits": limits or Limits(), "health": health or Health(interval_s=60),
@@ -35,10 +44,14 @@ class ProxyStack:
         self.url = ""
 
     async def __aenter__(self) -> "ProxyStack":
-        for fake in (*self.encoders, *self.instances):
+        for fake in self.fakes:
             await fake.start()
-        topology = Topology(tuple(e.url for e in self.encoders), tuple(i.url for i in self.instances))
-        self.config = ProxyConfig(listen=Listen("127.0.0.1", 0), topology=topology, **self._options)
+        topology = Topology(*(tuple(fake.url for fake in stage)
+                              for stage in (self.encoders, self.instances, self.prefills, self.decodes)))  # fmt: skip
+        metaserver = MetaserverConfig("127.0.0.1", free_port())
+        self.config = ProxyConfig(
+            listen=Listen("127.0.0.1", 0), topology=topology, metaserver=metaserver, **self._options
+        )
         self.app = build_app(self.config)
         self.runner = make_runner(self.app)
         await self.runner.setup()
@@ -47,6 +60,8 @@ class ProxyStack:
         self.client = aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(total=30))
         self.pools = self.app[STAGES].pools
         self.handlers = self.app[HANDLERS]
+        self.flow = self.app[FLOW]
+        self.metaserver = self.app[METASERVER]
         await self.until(lambda: all(pool.ready for pool in self.pools.values()))
         return self
 
@@ -57,7 +72,7 @@ class ProxyStack:
         finally:
             await self.client.close()
             await self.runner.cleanup()
-            for fake in (*self.encoders, *self.instances):
+            for fake in self.fakes:
                 await fake.stop()
 
     async def until(self, condition: Any, timeout_s: float = 15.0) -> None:
@@ -65,13 +80,16 @@ class ProxyStack:
         deadline = asyncio.get_running_loop().time() + timeout_s
         while not condition():
             assert asyncio.get_running_loop().time() < deadline, (
-                f"not within {timeout_s} s: {self.handlers} {self.pools}"
+                f"not within {timeout_s} s: {self.handlers} {self.flow} {self.link} {self.pools}"
             )
             await asyncio.sleep(0.005)
 
     async def until_idle(self) -> None:
         """Wait until no request runs, then assert that no lease and no cost is left."""
         await self.until(lambda: "running=0" in repr(self.handlers))
+        if self.decodes:
+            await self.until(lambda: "running=0" in repr(self.flow) and "pending=0" in repr(self.metaserver))
+            assert self.link.harm == []
         for pool in self.pools.values():
             for endpoint in pool.endpoints:
                 assert (endpoint.active_leases, endpoint.active_cost) == (0, 0), endpoint

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 import epd_proxy
-from epd_proxy.config import MIB, ProxyConfig, Topology, load_config
+from epd_proxy.config import MIB, MetaserverConfig, ProxyConfig, Timeouts, Topology
 from epd_proxy.errors import ConfigError
+from epd_proxy.settings import load_config
 
 PD = ("--prefill-decode", "http://pd:1")
+SPLIT = ("--prefill", "http://p:1", "--decode", "http://127.0.0.1:1", "http://d:1")
 
 
 def load(*argv: str, **environ: str) -> ProxyConfig:
@@ -36,7 +38,7 @@ def test_flags_beat_variables_and_lists_come_in_either_form() -> None:
 def test_names_of_the_example_proxy() -> None:
     config = load("--encoder-hosts", "e", "::1", "--encoder-ports", "1", "2", "--prefiller-hosts", "p",
                   "--prefiller-ports", "3", "--decoder-hosts", "[::2]", "--decoder-ports", "4", "--max-retries", "5",
-                  "--retry-delay", "0.5", "--host", "h")  # fmt: skip
+                  "--retry-delay", "0.5", "--host", "h", "--metaserver-advertise-url", "http://h:1/")  # fmt: skip
     assert config.topology == Topology(("http://e:1", "http://[::1]:2"), (), ("http://p:3",), ("http://[::2]:4",))
     assert (config.retry.max_attempts, config.retry.delay_s) == (5, 0.5)
 
@@ -46,7 +48,16 @@ def test_names_of_the_example_proxy() -> None:
     [
         ((), ["no instance answers"]),
         (("--prefill", "http://p:1"), ["belong together"]),
-        ((*PD, "--decode", "http://d:1"), ["not both"]),
+        ((*PD, "--decode", "http://127.0.0.1:1"), ["not both"]),
+        ((*PD, "--prefill", "http://p:1"), ["not both"]),
+        (SPLIT, ["expected http://host:8001, with this host's name or address as http://d:1 sees it"]),
+        ((*SPLIT, "--metaserver-advertise-url", "http://0.0.0.0:8001"), ["address to bind"]),
+        ((*SPLIT, "--metaserver-advertise-url", "http://[::]:8001"), ["address to bind"]),
+        ((*SPLIT, "--metaserver-advertise-url", "http://localhost:8001"), ["leads http://d:1 to itself"]),
+        ((*SPLIT, "--metaserver-advertise-url", "http://127.0.0.2:8001"), ["leads http://d:1 to itself"]),
+        ((*SPLIT, "--metaserver-advertise-url", "http://[::1]:8001"), ["leads http://d:1 to itself"]),
+        ((*SPLIT, "--metaserver-advertise-url", "proxy:8001"), ["http://host:port"]),
+        ((*SPLIT, "--metaserver-advertise-url", "http://p:1", "--metaserver-port", "0"), ["--metaserver-port"]),
         ((*PD, "http://pd:1"), ["given twice"]),
         ((*PD, "--encode", "e:1"), ["http://host:port"]),
         ((*PD, "--encode", "http://e:99999"), ["http://host:port"]),
@@ -75,6 +86,21 @@ def test_abbreviated_flags_are_refused(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         load("--enc", "http://a:1")
     assert "--enc" in capsys.readouterr().err
+
+
+def test_the_address_that_decode_calls() -> None:
+    here = ("--prefill", "http://p:1", "--decode", "http://localhost:1", "http://[::1]:2", "http://127.0.0.1:3")
+    assert load(*here, "--metaserver-port", "9").metaserver.resolved().advertise_url == "http://127.0.0.1:9"
+    given = load(*SPLIT, EPD_PROXY_METASERVER_ADVERTISE_URL="http://proxy:8001/", EPD_PROXY_METASERVER_HOST="::")
+    assert given.metaserver == given.metaserver.resolved() == MetaserverConfig("::", 8001, "http://proxy:8001")
+    assert load(*PD, "--metaserver-advertise-url", "nonsense").topology.decode == ()  # not used, not judged
+
+
+def test_each_time_has_a_flag() -> None:
+    times = {"connect": 1, "encode": 2, "callback": 3, "prefill": 4, "handover": 5, "release": 6, "first-byte": 7,
+             "idle": 8, "drain": 9}  # fmt: skip
+    given = [text for name, value in times.items() for text in (f"--{name}-timeout-s", str(value))]
+    assert load(*PD, *given).timeouts == Timeouts(1, 2, 3, 4, 5, 6, 7, 8, 9)
 
 
 def test_one_version_everywhere() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from fakes import instances as fake
 from fakes.instances import MODEL, FakeInstance
-from fakes.proxy_process import ProxyProcess
+from fakes.layerwise import KvLink, decode_instance, prefill_instance
+from fakes.proxy_process import ProxyProcess, free_port
 from fakes.proxy_stack import CHAT, ProxyStack, chat, data_url, image_part, picture, read_to_break
 
 
@@ -30,9 +31,31 @@ def test_all_faults_are_told_at_once() -> None:
         assert f"- {name}" in told or name in told
 
 
-def test_separate_prefill_and_decode_are_refused_for_now() -> None:
-    told = refused("--prefill", "http://p:1", "--decode", "http://d:1")
-    assert "not served by this version" in told
+def test_an_address_that_decode_cannot_reach_is_refused() -> None:
+    told = refused(
+        "--prefill", "http://p:1", "--decode", "http://d:1", "--metaserver-advertise-url", "http://localhost:1"
+    )
+    assert "- --metaserver-advertise-url: http://localhost:1 leads http://d:1 to itself" in told
+
+
+async def test_the_split_stages_as_a_process() -> None:
+    link = KvLink()
+    async with prefill_instance(link, "p") as prefill, decode_instance(link, "d") as decode:
+        port = str(free_port())
+        arguments = ("--prefill", prefill.url, "--decode", decode.url, "--metaserver-host", "127.0.0.1",
+                     "--metaserver-port", port)  # fmt: skip
+        async with ProxyProcess(*arguments) as proxy:
+            for stream in (False, True):
+                async with proxy.client.post(CHAT, json=chat(stream=stream)) as response:
+                    assert response.status == 200
+                    assert await response.read()
+            async with proxy.client.post(f"http://127.0.0.1:{port}/v1/metaserver/x") as response:
+                assert response.status == 404
+            async with proxy.client.post("/v1/metaserver/x") as response:
+                assert response.status == 404  # nothing of it at the clients' port
+            proxy.terminate()
+            code, err = await proxy.end()
+        assert (code, "Traceback" in err, len(link.prefilled), link.harm) == (0, False, 2, [])
 
 
 def test_a_taken_port_is_told() -> None:

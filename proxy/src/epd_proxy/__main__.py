@@ -9,8 +9,8 @@ import uvloop
 
 from . import logs
 from .app import serve
-from .config import load_config
 from .errors import ConfigError
+from .settings import load_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from .config import ProxyConfig
-from .flows import Stages, choose_flow
+from .flows import Flow, Stages, choose_flow
 from .handlers import Handlers, answer_errors
 from .health import Prober
+from .metaserver import Metaserver
 from .metrics import Metrics
 from .pool import Pool
 from .status import Status
@@ -21,20 +22,26 @@ log = logging.getLogger(__name__)
 
 HANDLERS = web.AppKey("handlers", Handlers)
 STAGES = web.AppKey("stages", Stages)
+FLOW: web.AppKey[Flow] = web.AppKey("flow", Flow)
+METASERVER: web.AppKey[Metaserver | None] = web.AppKey("metaserver")
 
 
 def build_app(config: ProxyConfig) -> web.Application:
-    """Return the application. Raises :class:`epd_proxy.errors.ConfigError` for a topology it cannot serve."""
+    """Return the application."""
     metrics = Metrics()
     pools = {stage: Pool(stage, urls) for stage, urls in config.topology.stages().items()}
     stages = Stages(pools, Upstream(config.timeouts), config, metrics)
     metrics.watch_endpoints(lambda: [sample for pool in pools.values() for sample in pool.samples()])
-    handlers = Handlers(choose_flow(stages), metrics, config.limits, has_encoders="encode" in pools)
+    metaserver = Metaserver(config.metaserver.resolved()) if "decode" in pools else None
+    flow = choose_flow(stages, metaserver)
+    handlers = Handlers(flow, metrics, config.limits, pools)
 
     # aiohttp refuses what is *over* its limit, as we do; 0 would mean no limit.
     app = web.Application(client_max_size=config.limits.body_bytes, middlewares=[answer_errors])
     app[HANDLERS] = handlers
     app[STAGES] = stages
+    app[FLOW] = flow
+    app[METASERVER] = metaserver
     handlers.add_routes(app)
     Status(pools, metrics).add_routes(app)
     app.cleanup_ctx.append(_run_backends)
@@ -89,12 +96,19 @@ def _warn_of_missing_encoders(config: ProxyConfig) -> None:
 
 
 async def _run_backends(app: web.Application) -> AsyncIterator[None]:
-    stages = app[STAGES]
+    stages, metaserver = app[STAGES], app[METASERVER]
     await stages.upstream.start()
     prober = Prober(stages.pools.values(), stages.upstream, stages.config.health)
     probing = asyncio.create_task(prober.run(), name="prober")
-    yield
-    probing.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await probing
-    await stages.upstream.close()
+    try:
+        if metaserver:
+            await metaserver.start()
+        yield
+    finally:
+        await app[FLOW].close()
+        if metaserver:
+            await metaserver.close()
+        probing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await probing
+        await stages.upstream.close()

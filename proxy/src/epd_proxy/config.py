@@ -1,18 +1,9 @@
-"""Configuration: frozen, checked when it is made, every fault reported at once.
+"""Configuration: frozen, checked when it is made, every fault reported at once."""
 
-The only module that reads the command line and the environment. A flag beats its environment variable, which beats
-the default.
-"""
-
-import argparse
 import ipaddress
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
 from urllib.parse import urlsplit
 
-from . import __doc__ as epd_proxy_doc
-from . import __version__
 from .errors import ConfigError
 
 MIB = 1024 * 1024
@@ -61,12 +52,46 @@ class Topology:
 
 
 @dataclass(frozen=True)
+class MetaserverConfig:
+    """Where decode instances call back: the address to bind, and the URL they are told."""
+
+    host: str = "0.0.0.0"
+    port: int = 8001
+    advertise_url: str = ""
+
+    def faults(self, decode: tuple[str, ...]) -> list[str]:
+        """Return what is wrong for these decode instances, one sentence each."""
+        found = [] if 1 <= self.port <= 65535 else [f"--metaserver-port: expected 1 to 65535, found {self.port}"]
+        flag = "--metaserver-advertise-url"
+        remote = next((url for url in decode if not _is_loopback(url)), None)
+        if not self.advertise_url:
+            expected = f"{flag}: expected http://host:{self.port}, with this host's name or address as"
+            return [*found, f"{expected} {remote} sees it"] if remote else found
+        faults = _url_faults(self.advertise_url)
+        if not faults and remote and _is_loopback(self.advertise_url):
+            faults = [
+                f"{self.advertise_url} leads {remote} to itself; expected this host's name or address as it sees it"
+            ]
+        return [*found, *(f"{flag}: {fault}" for fault in faults)]
+
+    def resolved(self) -> "MetaserverConfig":
+        """Return it with the URL that decode instances on this host use where none was given."""
+        return self if self.advertise_url else replace(self, advertise_url=f"http://127.0.0.1:{self.port}")
+
+
+@dataclass(frozen=True)
 class Timeouts:
     """How long each part of a request may take, in seconds."""
 
     connect_s: float = 5.0
     # vLLM 0.23 tries a media URL that does not answer for up to 110 s (3 tries, 5 s, 20 s and 80 s) before it says so.
     encode_s: float = 120.0
+    callback_s: float = 120.0
+    prefill_s: float = 600.0
+    # A request whose KV has come may still wait for its turn on decode.
+    handover_s: float = 300.0
+    # A prefill instance that died needs minutes to be back, and only then can the blocks be freed.
+    release_s: float = 600.0
     # An answer that is not streamed has its first byte when it is complete.
     first_byte_s: float = 1800.0
     idle_s: float = 300.0
@@ -74,12 +99,11 @@ class Timeouts:
 
     def faults(self) -> list[str]:
         """Return what is wrong, one sentence each."""
-        names = ("connect_s", "encode_s", "first_byte_s", "idle_s", "drain_s")
-        flags = {name: "--" + name.replace("_s", "").replace("_", "-") + "-timeout-s" for name in names}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
         return [
-            f"{flags[name]}: expected more than 0 seconds, found {getattr(self, name):g}"
-            for name in names
-            if not getattr(self, name) > 0
+            f"--{name.removesuffix('_s').replace('_', '-')}-timeout-s: expected more than 0 seconds, found {value:g}"
+            for name, value in values.items()
+            if not value > 0
         ]
 
 
@@ -145,6 +169,7 @@ class ProxyConfig:
 
     listen: Listen = field(default_factory=Listen)
     topology: Topology = field(default_factory=Topology)
+    metaserver: MetaserverConfig = field(default_factory=MetaserverConfig)
     timeouts: Timeouts = field(default_factory=Timeouts)
     retry: Retry = field(default_factory=Retry)
     limits: Limits = field(default_factory=Limits)
@@ -155,145 +180,12 @@ class ProxyConfig:
     def __post_init__(self) -> None:
         parts = (self.listen, self.topology, self.timeouts, self.retry, self.limits, self.health, self.logging)
         found = [fault for part in parts for fault in part.faults()]
+        if self.topology.decode:
+            found += self.metaserver.faults(self.topology.decode)
         if self.encode_fallback not in ("local", "off"):
             found.append(f"--encode-fallback: expected local or off, found {self.encode_fallback}")
         if found:
             raise ConfigError(found)
-
-
-@dataclass(frozen=True)
-class _Setting:
-    flag: str
-    env: str
-    default: Any
-    help: str
-    several: bool = False
-    kind: type = str
-
-    @property
-    def name(self) -> str:
-        return self.flag[2:].replace("-", "_")
-
-
-_SETTINGS = (
-    _Setting("--host", "HOST", Listen.host, "address to bind"),
-    _Setting("--port", "PORT", Listen.port, "port to bind", kind=int),
-    _Setting("--encode", "ENCODE_URLS", (), "encode instances", several=True),
-    _Setting("--prefill-decode", "PREFILL_DECODE_URLS", (), "instances that prefill and decode", several=True),
-    _Setting("--prefill", "PREFILL_URLS", (), "prefill instances", several=True),
-    _Setting("--decode", "DECODE_URLS", (), "decode instances", several=True),
-    _Setting("--encode-fallback", "ENCODE_FALLBACK", "local",
-             "when no encode instance answers: local (the next stage encodes) or off (503)"),
-    _Setting("--max-retries", "MAX_RETRIES", Retry.max_attempts,
-             "tries per stage in all, each on another instance", kind=int),
-    _Setting("--retry-delay", "RETRY_DELAY_S", Retry.delay_s, "seconds before the second try, doubled each time",
-             kind=float),
-    _Setting("--connect-timeout-s", "CONNECT_TIMEOUT_S", Timeouts.connect_s, "to connect to an instance", kind=float),
-    _Setting("--encode-timeout-s", "ENCODE_TIMEOUT_S", Timeouts.encode_s, "for one item to be encoded", kind=float),
-    _Setting("--first-byte-timeout-s", "FIRST_BYTE_TIMEOUT_S", Timeouts.first_byte_s,
-             "for an answer's first byte (all of it when not streamed)", kind=float),
-    _Setting("--idle-timeout-s", "IDLE_TIMEOUT_S", Timeouts.idle_s, "between two chunks of a stream", kind=float),
-    _Setting("--drain-timeout-s", "DRAIN_TIMEOUT_S", Timeouts.drain_s,
-             "for running requests to end after SIGTERM", kind=float),
-    _Setting("--health-interval-s", "HEALTH_INTERVAL_S", Health.interval_s, "between two probes", kind=float),
-    _Setting("--health-timeout-s", "HEALTH_TIMEOUT_S", Health.timeout_s, "for a probe to be answered", kind=float),
-    _Setting("--max-body-mib", "MAX_BODY_MIB", Limits.body_bytes // MIB, "largest request body", kind=int),
-    _Setting("--max-media-items", "MAX_MEDIA_ITEMS", Limits.media_items, "most media items in a request", kind=int),
-    _Setting("--log-level", "LOG_LEVEL", Logging.level, "debug, info, warning or error"),
-    _Setting("--log-format", "LOG_FORMAT", Logging.style, "json, text, or auto: text on a terminal"),
-)  # fmt: skip
-
-# vllm-ascend's example proxy names its instances by hosts and ports; its command lines work here unchanged.
-_EXAMPLE_NAMES = {"encoder": "encode", "pd": "prefill_decode", "prefiller": "prefill", "decoder": "decode"}
-
-
-def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ProxyConfig:
-    """Read flags and ``EPD_PROXY_*`` variables. Raises :class:`ConfigError`; exits on ``--help`` or unknown flags."""
-    arguments = _parser().parse_args(argv)
-    faults: list[str] = []
-    values = {setting.name: _value(setting, arguments, environ, faults) for setting in _SETTINGS}
-    for example, stage in _EXAMPLE_NAMES.items():
-        values[stage] = (*values[stage], *_example_urls(example, arguments, faults))
-    try:
-        config = _build(values)
-    except ConfigError as error:
-        faults += error.faults
-    if faults:
-        raise ConfigError(faults)
-    return config
-
-
-def _build(values: Mapping[str, Any]) -> ProxyConfig:
-    def urls(stage: str) -> tuple[str, ...]:
-        return tuple(url.rstrip("/") for url in values[stage])
-
-    return ProxyConfig(
-        listen=Listen(values["host"], values["port"]),
-        topology=Topology(urls("encode"), urls("prefill_decode"), urls("prefill"), urls("decode")),
-        timeouts=Timeouts(
-            connect_s=values["connect_timeout_s"],
-            encode_s=values["encode_timeout_s"],
-            first_byte_s=values["first_byte_timeout_s"],
-            idle_s=values["idle_timeout_s"],
-            drain_s=values["drain_timeout_s"],
-        ),
-        retry=Retry(values["max_retries"], values["retry_delay"]),
-        limits=Limits(values["max_body_mib"] * MIB, values["max_media_items"]),
-        health=Health(values["health_interval_s"], values["health_timeout_s"]),
-        logging=Logging(values["log_level"], values["log_format"]),
-        encode_fallback=values["encode_fallback"],
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    # No abbreviations: `--encode` must not also mean `--encode-timeout-s` in an older version.
-    parser = argparse.ArgumentParser("epd-proxy", description=epd_proxy_doc, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=__version__)
-    for setting in _SETTINGS:
-        text = f"{setting.help} [EPD_PROXY_{setting.env}; default: {setting.default or 'none'}]"
-        if setting.several:
-            parser.add_argument(setting.flag, nargs="+", action="extend", metavar="URL", help=text)
-        else:
-            parser.add_argument(setting.flag, metavar=setting.kind.__name__.upper(), help=text)
-    group = parser.add_argument_group("names of vllm-ascend's example proxy")
-    for example, stage in _EXAMPLE_NAMES.items():
-        other = "--" + stage.replace("_", "-")
-        group.add_argument(f"--{example}-hosts", nargs="+", default=[], metavar="HOST", help=f"hosts, see {other}")
-        group.add_argument(f"--{example}-ports", nargs="+", default=[], metavar="PORT", help="their ports, in order")
-    return parser
-
-
-def _value(setting: _Setting, arguments: argparse.Namespace, environ: Mapping[str, str], faults: list[str]) -> Any:
-    given = getattr(arguments, setting.name)
-    source = setting.flag
-    if given is None:
-        source = f"EPD_PROXY_{setting.env}"
-        given = environ.get(source, "").strip() or None
-    if given is None:
-        return setting.default
-    if setting.several:
-        texts = [given] if isinstance(given, str) else given
-        return tuple(url for text in texts for url in text.replace(",", " ").split())
-    try:
-        return setting.kind(given)
-    except ValueError:
-        noun = "a whole number" if setting.kind is int else "a number"
-        faults.append(f"{source}: expected {noun}, found {given!r}")
-        return setting.default
-
-
-def _example_urls(example: str, arguments: argparse.Namespace, faults: list[str]) -> list[str]:
-    hosts: list[str] = getattr(arguments, f"{example}_hosts")
-    ports: list[str] = getattr(arguments, f"{example}_ports")
-    if len(hosts) != len(ports):
-        faults.append(f"--{example}-hosts and --{example}-ports: expected as many ports as hosts, "
-                      f"found {len(hosts)} hosts and {len(ports)} ports")  # fmt: skip
-        return []
-    return [f"http://{_bracketed(host)}:{port}" for host, port in zip(hosts, ports, strict=True)]
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def _url_faults(url: str) -> list[str]:
@@ -312,3 +204,12 @@ def _url_faults(url: str) -> list[str]:
     except ValueError:
         wildcard = False
     return [f"{expected}: {host} is an address to bind, not one to connect to; name the instance"] if wildcard else []
+
+
+def _is_loopback(url: str) -> bool:
+    """Whether ``url`` means the host that uses it. A name that cannot be told from here counts as another host."""
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or host.endswith(".localhost") or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

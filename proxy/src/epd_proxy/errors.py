@@ -9,6 +9,7 @@
     │   ├── NotFoundError (LookupError)        404
     │   └── MethodNotAllowedError              405
     ├── UnavailableError                       503    no usable endpoint, or draining
+    │   └── PrefillFailedError                 503    a prefill that may have begun did not end well
     ├── RefusedByBackendError                  as the backend said (4xx, and 5xx after the last attempt)
     └── BackendError                           502    the backend is at fault
         ├── BackendConnectError (ConnectionError)     502    no connection could be made
@@ -80,6 +81,10 @@ class UnavailableError(ProxyError):
 
     status = 503
     kind = "ServiceUnavailable"
+
+
+class PrefillFailedError(UnavailableError):
+    """A prefill that may have sent KV did not end well: its decode request can neither go on nor be prefilled again."""
 
 
 class RefusedByBackendError(ProxyError):

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
@@ -35,11 +35,11 @@ _RETRY_AFTER_S = 1
 class Handlers:
     """Serves the clients' requests and knows which are running."""
 
-    def __init__(self, flow: Flow, metrics: Metrics, limits: Limits, *, has_encoders: bool) -> None:
+    def __init__(self, flow: Flow, metrics: Metrics, limits: Limits, stages: Collection[str]) -> None:
         self._flow = flow
         self._metrics = metrics
         self._limits = limits
-        self._has_encoders = has_encoders
+        self._stages = stages
         self._running: set[asyncio.Task[object]] = set()
         self.draining = False
 
@@ -82,12 +82,9 @@ class Handlers:
         record.bytes_in = len(body)
         parsed = await self._parse(api, body)
         record.model, record.stream, record.items = parsed.model, parsed.stream, len(parsed.items)
-        job = Job(
-            request=parsed,
-            plan=plan.build(parsed, has_encoders=self._has_encoders),
-            headers=protocol.forwarded_headers(request.headers),
-            record=record,
-        )
+        planned = plan.build(parsed, self._stages)
+        record.handshake = planned.handshake.value
+        job = Job(parsed, planned, protocol.forwarded_headers(request.headers), record)
         answer = await self._flow.answer(job)
         return await send_answer(answer, request, record, self._metrics, api.stream_end)
 

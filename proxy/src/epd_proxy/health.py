@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable
 
 from .config import Health as HealthConfig
-from .errors import BackendError
+from .errors import BackendConnectError, BackendConnectTimeoutError, BackendError
 from .pool import Endpoint, Pool
 from .upstream import Call, Upstream
 
@@ -29,16 +29,18 @@ class Prober:
 
     async def _watch(self, endpoint: Endpoint) -> None:
         while True:
-            error = await self._probe(endpoint)
-            if endpoint.mark_probe(error):
+            error, refused = await self._probe(endpoint)
+            if endpoint.mark_probe(error, refused=refused):
                 log.log(logging.WARNING if error else logging.INFO, "%s instance %s is %s%s", endpoint.stage,
                         endpoint.url, endpoint.health.value, f": {error}" if error else "")  # fmt: skip
             await asyncio.sleep(self._interval_s)
 
-    async def _probe(self, endpoint: Endpoint) -> str | None:
+    async def _probe(self, endpoint: Endpoint) -> tuple[str | None, bool]:
+        """Return what is wrong, and whether nothing listens there at all."""
         try:
             response = await self._upstream.send(endpoint.url, self._call)
         except BackendError as error:
-            return str(error)
+            refused = isinstance(error, BackendConnectError) and not isinstance(error, BackendConnectTimeoutError)
+            return str(error), refused
         response.close()
-        return None if response.status == 200 else f"GET /health answered {response.status}"
+        return None if response.status == 200 else f"GET /health answered {response.status}", False

@@ -28,6 +28,10 @@ class AccessRecord:
     encoded: int = 0
     encode_s: float = 0.0
     encode_endpoints: list[str] = field(default_factory=list)
+    handshake: str = ""
+    callback_s: float = 0.0
+    prefill_s: float = 0.0
+    prefill_endpoints: list[str] = field(default_factory=list)
     endpoint: str = ""
     attempts: int = 0
     first_byte_s: float = 0.0
@@ -46,9 +50,11 @@ class AccessRecord:
             "request_id": self.request_id, "method": self.method, "path": self.path, "status": self.status,
             "total_s": round(self.elapsed_s(), 4), "first_byte_s": round(self.first_byte_s, 4),
             "encode_s": round(self.encode_s, 4), "model": self.model, "stream": self.stream, "items": self.items,
-            "encoded": self.encoded, "encode_endpoints": self.encode_endpoints, "endpoint": self.endpoint,
-            "attempts": self.attempts, "bytes_in": self.bytes_in, "bytes_out": self.bytes_out,
-            "client": self.client, "trace_id": self.trace_id, "error": self.error,
+            "encoded": self.encoded, "encode_endpoints": self.encode_endpoints, "handshake": self.handshake,
+            "callback_s": round(self.callback_s, 4), "prefill_s": round(self.prefill_s, 4),
+            "prefill_endpoints": self.prefill_endpoints, "endpoint": self.endpoint, "attempts": self.attempts,
+            "bytes_in": self.bytes_in, "bytes_out": self.bytes_out, "client": self.client,
+            "trace_id": self.trace_id, "error": self.error,
         }  # fmt: skip
         return {name: value for name, value in values.items() if value or name == "status"}
 

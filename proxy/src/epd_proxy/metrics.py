@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -41,6 +41,19 @@ class Metrics:
             "epd_proxy_encode_seconds", "All items of one request at the encode stage", buckets=_SECONDS,
             registry=self.registry,
         )  # fmt: skip
+        self.callback_seconds = Histogram(
+            "epd_proxy_callback_seconds", "From sending a request to decode until decode calls back",
+            buckets=_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.prefill_seconds = Histogram(
+            "epd_proxy_prefill_seconds", "A prefill whose KV goes to decode", buckets=_SECONDS, registry=self.registry
+        )
+        self.releases = Counter(
+            "epd_proxy_releases",
+            "Abandoned requests whose KV blocks decode was to free, by outcome: released, not_needed (no callback "
+            "came), refused (by prefill) or expired",
+            ["outcome"], registry=self.registry,
+        )  # fmt: skip
         self.items = Counter(
             "epd_proxy_encode_items",
             "Media items by outcome: encoded, local (left to the prefill/decode instance) or refused",
@@ -57,6 +70,16 @@ class Metrics:
     def watch_endpoints(self, read: Callable[[], Iterable[EndpointSample]]) -> None:
         """Report the endpoints' state, read when a scrape asks for it."""
         self.registry.register(_EndpointCollector(read))
+
+    def watch_handovers(self, pending_callbacks: Callable[[], int], tasks: Callable[[], int]) -> None:
+        """Report what is open between prefill and decode, read when a scrape asks for it."""
+        gauge = Gauge("epd_proxy_pending_callbacks", "Callback addresses that are open", registry=self.registry)
+        gauge.set_function(pending_callbacks)
+        gauge = Gauge(
+            "epd_proxy_handover_tasks", "Prefills and releases under way between prefill and decode",
+            registry=self.registry,
+        )  # fmt: skip
+        gauge.set_function(tasks)
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text form (:data:`CONTENT_TYPE`)."""

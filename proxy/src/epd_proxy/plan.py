@@ -1,19 +1,39 @@
 """Which stages a request passes through. Pure."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from enum import Enum
 
-from .protocol import InferenceRequest, MediaItem
+from .protocol import InferenceRequest, MediaItem, why_not_split
+
+
+class Handshake(Enum):
+    """How prefill and decode share a request."""
+
+    COLOCATED = "colocated"
+    LAYERWISE = "layerwise"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The items to encode first, and what the request weighs afterwards, in estimated tokens."""
+    """The items to encode first, how the rest is done, and what it weighs, in estimated tokens."""
 
     encode: tuple[MediaItem, ...]
+    handshake: Handshake
+    prompt_cost: int
     cost: int
 
 
-def build(request: InferenceRequest, *, has_encoders: bool) -> Plan:
-    """Plan the stages: text skips encode, and so does everything when there is no encode stage."""
-    cost = request.text_tokens + request.output_tokens + sum(item.cost for item in request.items)
-    return Plan(encode=request.items if has_encoders else (), cost=max(1, cost))
+def build(request: InferenceRequest, stages: Collection[str]) -> Plan:
+    """Plan the way through the stages there are, given by name: text skips encode, as all does without encoders.
+
+    What cannot be split stays on one instance: a prefill instance is a complete engine.
+    """
+    prompt_cost = max(1, request.text_tokens + sum(item.cost for item in request.items))
+    split = "decode" in stages and why_not_split(request) is None
+    return Plan(
+        encode=request.items if "encode" in stages else (),
+        handshake=Handshake.LAYERWISE if split else Handshake.COLOCATED,
+        prompt_cost=prompt_cost,
+        cost=prompt_cost + request.output_tokens,
+    )

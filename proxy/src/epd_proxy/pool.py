@@ -32,6 +32,7 @@ class Endpoint:
         self.granted_total = 0
         self.health = Health.UNKNOWN
         self.last_error = "not probed yet"
+        self.refuses = False  # nothing listens there: it is gone, not slow
         self._disconnects = 0
         self._failed_probes = 0
 
@@ -50,6 +51,7 @@ class Endpoint:
 
     def mark_unreachable(self, error: str) -> None:
         """No connection could be made: take it out until a probe succeeds."""
+        self.refuses = True
         self._go_down(error)
 
     def mark_disconnected(self, error: str) -> None:
@@ -58,14 +60,17 @@ class Endpoint:
         if self._disconnects >= DISCONNECTS_UNTIL_DOWN:
             self._go_down(error)
 
-    def mark_probe(self, error: str | None) -> bool:
+    def mark_probe(self, error: str | None, *, refused: bool = False) -> bool:
         """Take in a probe's outcome (None is success). Returns whether the health changed."""
         before = self.health
         if error is None:
+            self.refuses = False
             self._failed_probes = 0
             self._disconnects = 0
             self.health = Health.UP
             self.last_error = ""
+        elif refused:
+            self.mark_unreachable(error)
         else:
             self._failed_probes += 1
             self.last_error = error

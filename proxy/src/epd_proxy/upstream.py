@@ -32,13 +32,17 @@ _PIECEWISE_FROM_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to a backend, whichever instance it goes to. ``first_byte_s`` limits the wait for an answer."""
+    """One request to a backend, whichever instance it goes to. ``first_byte_s`` limits the wait for an answer.
+
+    ``once``: it must not reach an instance twice, so it goes over a new connection, which cannot be stale.
+    """
 
     path: str
     headers: Headers
     first_byte_s: float
     body: bytes | None = None
     method: str = "POST"
+    once: bool = False
 
 
 class UpstreamResponse:
@@ -97,25 +101,31 @@ class Upstream:
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
-        self._session: aiohttp.ClientSession | None = None
+        self._kept: aiohttp.ClientSession | None = None
+        self._new: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
-        """Open the connection pool; needs a running loop."""
+        """Open the connection pools; needs a running loop."""
+        self._kept = self._open_session(aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S))
+        self._new = self._open_session(aiohttp.TCPConnector(limit=0, force_close=True))
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for session in (self._kept, self._new):
+            if session:
+                await session.close()
+
+    def _open_session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         trace = aiohttp.TraceConfig()
         trace.on_connection_reuseconn.append(_note_reuse)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
+        return aiohttp.ClientSession(
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect_s),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
             trace_configs=[trace],
         )
-
-    async def close(self) -> None:
-        """Close every connection."""
-        if self._session:
-            await self._session.close()
 
     async def send(self, backend: str, call: Call) -> UpstreamResponse:
         """Send ``call`` to ``backend`` and return when its first bytes are here. Raises :class:`BackendError`."""
@@ -138,10 +148,11 @@ class Upstream:
         return await self._send_once(backend, call, SimpleNamespace(reused=False))
 
     async def _send_once(self, backend: str, call: Call, connection: SimpleNamespace) -> UpstreamResponse:
-        if self._session is None:
+        session = self._new if call.once else self._kept
+        if session is None:
             raise RuntimeError("Upstream.start() was not called")
         body = call.body
-        response = await self._session.request(
+        response = await session.request(
             call.method,
             URL(backend + call.path, encoded=True),
             data=BytesIO(body) if body and len(body) > _PIECEWISE_FROM_BYTES else body,

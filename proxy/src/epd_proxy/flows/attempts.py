@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 from ..errors import (
     BackendConnectError,
@@ -17,7 +18,7 @@ from ..errors import (
 )
 from ..logs import AccessRecord
 from ..pool import Endpoint, Pool
-from ..protocol import describe_fetch_failure, is_openai_error
+from ..protocol import Headers, describe_fetch_failure, is_openai_error
 from ..relay import Answer
 from ..upstream import Call
 from .interface import Stages
@@ -34,23 +35,60 @@ async def open_answer(
 ) -> Answer:
     """Send ``call`` to the least loaded endpoint of ``pool``, and to others while that fails.
 
-    Raises :class:`ProxyError` for the last failure; then nothing is left open. A time-out is not tried again: the
-    client has waited long enough, and the instance may still be busy with it.
+    Raises :class:`ProxyError` for the last failure; then nothing is left open.
     """
-    tried: list[Endpoint] = []
+
+    async def open_at(answer: Answer) -> None:
+        await send_call(stages, answer, call, remote_media=remote_media)
+
+    return await try_endpoints(stages, pool, cost, record, open_at)
+
+
+async def open_models(stages: Stages, pool: Pool, headers: Headers, record: AccessRecord) -> Answer:
+    """Return the open answer of ``pool`` to ``GET /v1/models``; raises as :func:`open_answer` does."""
+    headers = [*headers, ("X-Request-Id", record.request_id)]
+    call = Call("/v1/models", headers, stages.config.health.timeout_s, method="GET")
+    return await open_answer(stages, pool, call, 1, record)
+
+
+def is_worth_retrying(error: ProxyError) -> bool:
+    """Whether another instance may do better. Not after a time-out: the client has waited long enough, and the
+    instance may still be busy with it.
+    """
+    if isinstance(error, RefusedByBackendError):
+        return error.status in _RETRIED_STATUSES
+    return isinstance(error, BackendError) and not isinstance(error, BackendTimeoutError)
+
+
+async def try_endpoints(
+    stages: Stages,
+    pool: Pool,
+    cost: int,
+    record: AccessRecord,
+    open_at: Callable[[Answer], Awaitable[None]],
+    *,
+    tried: list[Endpoint] | None = None,
+    retried: Callable[[ProxyError], bool] = is_worth_retrying,
+) -> Answer:
+    """Lease the least loaded endpoint of ``pool`` that is not in ``tried`` and have ``open_at`` open its answer.
+
+    Goes on with the next one while what was raised is to be ``retried``; ``tried`` grows by each. Raises
+    :class:`ProxyError` for the last failure; then no answer is left open.
+    """
+    tried = [] if tried is None else tried
     while True:
         answer = Answer(pool.lease(cost, tried))
         tried.append(answer.lease.endpoint)
         _note_attempt(record, tried[-1])
         try:
-            await _open(stages, answer, call, remote_media=remote_media)
+            await open_at(answer)
         except BaseException as error:
             answer.close()
             if not isinstance(error, ProxyError):
                 raise
             stages.metrics.attempts.labels(pool.stage, type(error).__name__).inc()
             log.info("%s of request %s failed at %s: %s", pool.stage, record.request_id, tried[-1].url, error)
-            if not _worth_retrying(error) or len(tried) >= stages.config.retry.max_attempts:
+            if not retried(error) or len(tried) >= stages.config.retry.max_attempts:
                 raise _final(error) from error
             await asyncio.sleep(stages.config.retry.delay_s * 2 ** (len(tried) - 1))
             if not pool.has_untried(tried):
@@ -63,12 +101,18 @@ async def open_answer(
 def _note_attempt(record: AccessRecord, endpoint: Endpoint) -> None:
     if endpoint.stage == "encode":
         record.encode_endpoints.append(endpoint.url)
+    elif endpoint.stage == "prefill" and record.handshake == "layerwise":
+        record.prefill_endpoints.append(endpoint.url)
     else:
         record.endpoint = endpoint.url
         record.attempts += 1
 
 
-async def _open(stages: Stages, answer: Answer, call: Call, *, remote_media: bool) -> None:
+async def send_call(stages: Stages, answer: Answer, call: Call, *, remote_media: bool = False) -> None:
+    """Send ``call`` to the endpoint that ``answer`` has leased and mark what comes of it.
+
+    Raises :class:`ProxyError` unless the client can have the answer. A stream is left open after its first bytes.
+    """
     endpoint = answer.lease.endpoint
     try:
         answer.response = await stages.upstream.send(endpoint.url, call)
@@ -102,12 +146,6 @@ def _refuse(answer: Answer, *, remote_media: bool) -> None:
     if remote_media and (reason := describe_fetch_failure(response.status, body)):
         raise InvalidRequestError(reason)
     raise RefusedByBackendError(stage, response.status, body, response.content_type)
-
-
-def _worth_retrying(error: ProxyError) -> bool:
-    if isinstance(error, RefusedByBackendError):
-        return error.status in _RETRIED_STATUSES
-    return isinstance(error, BackendError) and not isinstance(error, BackendTimeoutError)
 
 
 def _final(error: ProxyError) -> ProxyError:

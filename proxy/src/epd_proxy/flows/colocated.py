@@ -1,20 +1,21 @@
 """One instance prefills and decodes: it gets the client's body as it came."""
 
 from ..logs import AccessRecord
+from ..pool import Pool
 from ..protocol import Headers
 from ..relay import Answer
 from ..upstream import Call
-from .attempts import open_answer
+from .attempts import open_answer, open_models
 from .fanout import EncodeFanout
 from .interface import Job, Stages
 
 
 class ColocatedFlow:
-    """Encode, then prefill and decode in one place."""
+    """Encode, then prefill and decode in one place, an instance of ``pool``."""
 
-    def __init__(self, stages: Stages) -> None:
+    def __init__(self, stages: Stages, pool: Pool) -> None:
         self._stages = stages
-        self._pool = stages.pools["prefill_decode"]
+        self._pool = pool
         self._encode = EncodeFanout(stages)
 
     async def answer(self, job: Job) -> Answer:
@@ -32,6 +33,7 @@ class ColocatedFlow:
 
     async def models(self, headers: Headers, record: AccessRecord) -> Answer:
         """See :class:`epd_proxy.flows.interface.Flow`."""
-        first_byte_s = self._stages.config.health.timeout_s
-        call = Call("/v1/models", [*headers, ("X-Request-Id", record.request_id)], first_byte_s, method="GET")
-        return await open_answer(self._stages, self._pool, call, 1, record)
+        return await open_models(self._stages, self._pool, headers, record)
+
+    async def close(self) -> None:
+        """See :class:`epd_proxy.flows.interface.Flow`."""

@@ -49,3 +49,6 @@ class Flow(Protocol):
 
     async def models(self, headers: Headers, record: AccessRecord) -> Answer:
         """Return the open answer to ``GET /v1/models``; raises as :meth:`answer` does."""
+
+    async def close(self) -> None:
+        """End what the flow still does for requests whose handlers have ended."""

@@ -3,6 +3,7 @@
 from .answers import describe_fetch_failure, is_openai_error
 from .encode import encode_body
 from .headers import Headers, choose_request_id, forwarded_headers, returned_headers, trace_id
+from .layerwise import decode_body, prefill_body, release_body, why_not_split
 from .media import MediaItem
 from .requests import CHAT, COMPLETIONS, Api, InferenceRequest, parse_request
 
@@ -14,11 +15,15 @@ __all__ = [
     "InferenceRequest",
     "MediaItem",
     "choose_request_id",
+    "decode_body",
     "describe_fetch_failure",
     "encode_body",
     "forwarded_headers",
     "is_openai_error",
     "parse_request",
+    "prefill_body",
+    "release_body",
     "returned_headers",
     "trace_id",
+    "why_not_split",
 ]

@@ -1,0 +1,170 @@
+"""The command line and the environment to a configuration; nothing else reads either.
+
+A flag beats its environment variable, which beats the default.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from . import __doc__ as epd_proxy_doc
+from . import __version__
+from .config import (
+    MIB,
+    Health,
+    Limits,
+    Listen,
+    Logging,
+    MetaserverConfig,
+    ProxyConfig,
+    Retry,
+    Timeouts,
+    Topology,
+)
+from .errors import ConfigError
+
+
+@dataclass(frozen=True)
+class _Setting:
+    flag: str
+    env: str
+    default: Any
+    help: str
+    several: bool = False
+    kind: type = str
+
+    @property
+    def name(self) -> str:
+        return self.flag[2:].replace("-", "_")
+
+
+_SETTINGS = (
+    _Setting("--host", "HOST", Listen.host, "address to bind"),
+    _Setting("--port", "PORT", Listen.port, "port to bind", kind=int),
+    _Setting("--encode", "ENCODE_URLS", (), "encode instances", several=True),
+    _Setting("--prefill-decode", "PREFILL_DECODE_URLS", (), "instances that prefill and decode", several=True),
+    _Setting("--prefill", "PREFILL_URLS", (), "prefill instances", several=True),
+    _Setting("--decode", "DECODE_URLS", (), "decode instances", several=True),
+    _Setting("--metaserver-host", "METASERVER_HOST", MetaserverConfig.host,
+             "address to bind for decode instances' calls (only with --decode)"),
+    _Setting("--metaserver-port", "METASERVER_PORT", MetaserverConfig.port, "port to bind for them", kind=int),
+    _Setting("--metaserver-advertise-url", "METASERVER_ADVERTISE_URL", "",
+             "http://host:port under which decode instances reach it; not needed when all of them are on this host"),
+    _Setting("--encode-fallback", "ENCODE_FALLBACK", "local",
+             "when no encode instance answers: local (the next stage encodes) or off (503)"),
+    _Setting("--max-retries", "MAX_RETRIES", Retry.max_attempts,
+             "tries per stage in all, each on another instance", kind=int),
+    _Setting("--retry-delay", "RETRY_DELAY_S", Retry.delay_s, "seconds before the second try, doubled each time",
+             kind=float),
+    _Setting("--connect-timeout-s", "CONNECT_TIMEOUT_S", Timeouts.connect_s, "to connect to an instance", kind=float),
+    _Setting("--encode-timeout-s", "ENCODE_TIMEOUT_S", Timeouts.encode_s, "for one item to be encoded", kind=float),
+    _Setting("--callback-timeout-s", "CALLBACK_TIMEOUT_S", Timeouts.callback_s,
+             "for a decode instance to admit a request and call back; has to allow for its queue", kind=float),
+    _Setting("--prefill-timeout-s", "PREFILL_TIMEOUT_S", Timeouts.prefill_s,
+             "for a prefill whose KV goes to decode", kind=float),
+    _Setting("--handover-timeout-s", "HANDOVER_TIMEOUT_S", Timeouts.handover_s,
+             "from prefill's end to a stream's first byte", kind=float),
+    _Setting("--release-timeout-s", "RELEASE_TIMEOUT_S", Timeouts.release_s,
+             "to go on trying to free an abandoned request's KV blocks on decode", kind=float),
+    _Setting("--first-byte-timeout-s", "FIRST_BYTE_TIMEOUT_S", Timeouts.first_byte_s,
+             "for an answer's first byte (all of it when not streamed)", kind=float),
+    _Setting("--idle-timeout-s", "IDLE_TIMEOUT_S", Timeouts.idle_s, "between two chunks of a stream", kind=float),
+    _Setting("--drain-timeout-s", "DRAIN_TIMEOUT_S", Timeouts.drain_s,
+             "for running requests to end after SIGTERM", kind=float),
+    _Setting("--health-interval-s", "HEALTH_INTERVAL_S", Health.interval_s, "between two probes", kind=float),
+    _Setting("--health-timeout-s", "HEALTH_TIMEOUT_S", Health.timeout_s, "for a probe to be answered", kind=float),
+    _Setting("--max-body-mib", "MAX_BODY_MIB", Limits.body_bytes // MIB, "largest request body", kind=int),
+    _Setting("--max-media-items", "MAX_MEDIA_ITEMS", Limits.media_items, "most media items in a request", kind=int),
+    _Setting("--log-level", "LOG_LEVEL", Logging.level, "debug, info, warning or error"),
+    _Setting("--log-format", "LOG_FORMAT", Logging.style, "json, text, or auto: text on a terminal"),
+)  # fmt: skip
+
+# vllm-ascend's example proxy names its instances by hosts and ports; its command lines work here unchanged.
+_EXAMPLE_NAMES = {"encoder": "encode", "pd": "prefill_decode", "prefiller": "prefill", "decoder": "decode"}
+
+
+def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ProxyConfig:
+    """Read flags and ``EPD_PROXY_*`` variables. Raises :class:`ConfigError`; exits on ``--help`` or unknown flags."""
+    arguments = _parser().parse_args(argv)
+    faults: list[str] = []
+    values = {setting.name: _value(setting, arguments, environ, faults) for setting in _SETTINGS}
+    for example, stage in _EXAMPLE_NAMES.items():
+        values[stage] = (*values[stage], *_example_urls(example, arguments, faults))
+    try:
+        config = _build(values)
+    except ConfigError as error:
+        faults += error.faults
+    if faults:
+        raise ConfigError(faults)
+    return config
+
+
+def _build(values: Mapping[str, Any]) -> ProxyConfig:
+    def urls(stage: str) -> tuple[str, ...]:
+        return tuple(url.rstrip("/") for url in values[stage])
+
+    return ProxyConfig(
+        listen=Listen(values["host"], values["port"]),
+        topology=Topology(urls("encode"), urls("prefill_decode"), urls("prefill"), urls("decode")),
+        metaserver=MetaserverConfig(
+            values["metaserver_host"], values["metaserver_port"], values["metaserver_advertise_url"].rstrip("/")
+        ),
+        timeouts=Timeouts(**{each.name: values[each.name.replace("_s", "_timeout_s")] for each in fields(Timeouts)}),
+        retry=Retry(values["max_retries"], values["retry_delay"]),
+        limits=Limits(values["max_body_mib"] * MIB, values["max_media_items"]),
+        health=Health(values["health_interval_s"], values["health_timeout_s"]),
+        logging=Logging(values["log_level"], values["log_format"]),
+        encode_fallback=values["encode_fallback"],
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    # No abbreviations: `--encode` must not also mean `--encode-timeout-s` in an older version.
+    parser = argparse.ArgumentParser("epd-proxy", description=epd_proxy_doc, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=__version__)
+    for setting in _SETTINGS:
+        text = f"{setting.help} [EPD_PROXY_{setting.env}; default: {setting.default or 'none'}]"
+        if setting.several:
+            parser.add_argument(setting.flag, nargs="+", action="extend", metavar="URL", help=text)
+        else:
+            parser.add_argument(setting.flag, metavar=setting.kind.__name__.upper(), help=text)
+    group = parser.add_argument_group("names of vllm-ascend's example proxy")
+    for example, stage in _EXAMPLE_NAMES.items():
+        other = "--" + stage.replace("_", "-")
+        group.add_argument(f"--{example}-hosts", nargs="+", default=[], metavar="HOST", help=f"hosts, see {other}")
+        group.add_argument(f"--{example}-ports", nargs="+", default=[], metavar="PORT", help="their ports, in order")
+    return parser
+
+
+def _value(setting: _Setting, arguments: argparse.Namespace, environ: Mapping[str, str], faults: list[str]) -> Any:
+    given = getattr(arguments, setting.name)
+    source = setting.flag
+    if given is None:
+        source = f"EPD_PROXY_{setting.env}"
+        given = environ.get(source, "").strip() or None
+    if given is None:
+        return setting.default
+    if setting.several:
+        texts = [given] if isinstance(given, str) else given
+        return tuple(url for text in texts for url in text.replace(",", " ").split())
+    try:
+        return setting.kind(given)
+    except ValueError:
+        noun = "a whole number" if setting.kind is int else "a number"
+        faults.append(f"{source}: expected {noun}, found {given!r}")
+        return setting.default
+
+
+def _example_urls(example: str, arguments: argparse.Namespace, faults: list[str]) -> list[str]:
+    hosts: list[str] = getattr(arguments, f"{example}_hosts")
+    ports: list[str] = getattr(arguments, f"{example}_ports")
+    if len(hosts) != len(ports):
+        faults.append(f"--{example}-hosts and --{example}-ports: expected as many ports as hosts, "
+                      f"found {len(hosts)} hosts and {len(ports)} ports")  # fmt: skip
+        return []
+    return [f"http://{_bracketed(host)}:{port}" for host, port in zip(hosts, ports, strict=True)]
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
