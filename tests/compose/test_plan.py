@@ -10,6 +10,7 @@ import yaml
 from epd import survey
 from epd.machine import Machine
 from epd.plan import compose, placing, topology
+from epd_proxy.settings import load_config
 from fakes.npu_hosts import FakeHost
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +101,18 @@ def test_sizes_of_both_sides_are_told_to_prefill_and_decode(tmp_path):
     assert prefill["environment"]["EPD_PEER_DATA_PARALLEL_SIZE"] == "4"
     assert decode["environment"]["EPD_PEER_TENSOR_PARALLEL_SIZE"] == "2"
     assert (len(prefill["devices"]), len(decode["devices"])) == (2, 4)
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_the_proxy_understands_what_it_is_told_and_opens_no_second_door(name, tmp_path):
+    services = yaml.safe_load(config(plan("a3", name, tmp_path), tmp_path / "files"))["services"]
+    told = load_config(services["proxy"]["command"], {})
+    urls = [url for stage in told.topology.stages().values() for url in stage]
+    assert sorted(url.rpartition(":")[2] for url in urls) == sorted(
+        services[i]["environment"]["EPD_PORT"] for i in services if i[-1].isdigit()
+    )
+    if "decode" in topology.parse(name).counts:
+        assert (told.metaserver.host, told.metaserver.advertise_url) == ("127.0.0.1", "http://127.0.0.1:8001")
 
 
 @pytest.mark.parametrize("hardware", NPUS)
