@@ -34,7 +34,7 @@ def render(plan: Plan, host: Host, *, fragments: str) -> HostFiles:
     share = f"{len(plan.on(host))} of {len(plan.instances)} instances"
     what = f"{plan.topology.name} on {host.name} ({host.hardware}): {share}."
     services = _services(plan, host, fragments)
-    document = {"name": "ascend-epd", "services": services, "volumes": {"models": {}}}
+    document = {"name": "ascend-epd", "services": services, "volumes": {"models": {}, "cache": {}}}
     return HostFiles(
         compose=_HEAD.format(what=what) + yamltext.dump(document),
         overlays={} if host.hardware == "cpu" else _overlays(plan, host),
