@@ -7,8 +7,6 @@ variable "EPD_REVISION" { default = "" }
 variable "VLLM_VERSION" { default = "" }
 variable "VLLM_ASCEND_VERSION" { default = "" }
 variable "MOONCAKE_VERSION" { default = "" }
-variable "PIP_INDEX_URL" { default = "" }
-variable "TORCH_INDEX_URL" { default = "" }
 variable "CA_BUNDLE" { default = "/etc/ssl/certs/ca-certificates.crt" }
 
 group "default" { targets = ["cpu", "proxy"] }
@@ -16,13 +14,13 @@ group "default" { targets = ["cpu", "proxy"] }
 target "_common" {
   context = "."
   # A private CA that signs for the package index; used while building, never part of an image.
-  secret = ["id=ca,src=${CA_BUNDLE}"]
+  # The addresses of mirrors are secrets too: they may hold a password, and arguments stay in an image's history.
+  secret = ["id=ca,src=${CA_BUNDLE}", "id=pip_index_url,env=PIP_INDEX_URL", "id=torch_index_url,env=TORCH_INDEX_URL"]
   args = {
-    BASE_IMAGE    = BASE_IMAGE
-    EPD_VERSION   = EPD_VERSION
-    EPD_INPUTS    = EPD_INPUTS
-    EPD_REVISION  = EPD_REVISION
-    PIP_INDEX_URL = PIP_INDEX_URL
+    BASE_IMAGE   = BASE_IMAGE
+    EPD_VERSION  = EPD_VERSION
+    EPD_INPUTS   = EPD_INPUTS
+    EPD_REVISION = EPD_REVISION
   }
 }
 
@@ -31,7 +29,6 @@ target "cpu" {
   dockerfile = "docker/cpu/Dockerfile"
   tags       = ["${REGISTRY}ascend-epd-cpu:${EPD_VERSION}"]
   args = {
-    TORCH_INDEX_URL     = TORCH_INDEX_URL
     VLLM_VERSION        = VLLM_VERSION
     VLLM_ASCEND_VERSION = VLLM_ASCEND_VERSION
     MOONCAKE_VERSION    = MOONCAKE_VERSION

@@ -3,17 +3,19 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-lock() { # lock INPUT [uv options…]
-    in=$1
+lock() { # lock OUTPUT INPUT… [uv options…]
+    out=$1
     shift
-    echo "locking $in"
-    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header "$@" "$in" -o "${in%.in}.lock"
+    echo "locking $out"
+    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header "$@" -o "$out"
 }
 
 # vLLM 0.23.0 leaves most of its requirements open, and newer FastAPI, Starlette or Transformers break it (FastAPI 0.138:
 # every request answers 500). So nothing newer than its own release is taken, but for what was released for it later.
-lock docker/cpu/requirements.in --exclude-newer 2026-06-12 --exclude-newer-package mooncake-transfer-engine-non-cuda=2026-09-01
-lock docker/cpu/wheels.in --no-deps
-lock docker/cpu/test.in --constraint docker/cpu/requirements.lock
-lock docker/build.in
-lock tests/requirements.in proxy/pyproject.toml connector/pyproject.toml
+lock docker/cpu/requirements.lock docker/cpu/requirements.in proxy/pyproject.toml connector/pyproject.toml \
+    --exclude-newer 2026-06-12 --exclude-newer-package mooncake-transfer-engine-non-cuda=2026-09-01
+lock docker/cpu/wheels.lock docker/cpu/wheels.in --no-deps
+lock docker/cpu/test.lock docker/cpu/test.in --constraint docker/cpu/requirements.lock
+lock docker/build.lock docker/build.in
+lock proxy/requirements.lock proxy/pyproject.toml
+lock tests/requirements.lock tests/requirements.in proxy/pyproject.toml connector/pyproject.toml

@@ -245,8 +245,11 @@ def read_settings(role: str, environ: Mapping[str, str]) -> Settings:
         max_num_seqs=read.optional_number("EPD_MAX_NUM_SEQS", 65536),
         extra_args=read.words("EPD_EXTRA_ARGS"),
     )
-    if role in VLLM_ROLES and model.startswith("/") and not Path(model, "config.json").is_file():
-        read.faults.append(f"EPD_MODEL={model!r}: no config.json there; expected a mounted model folder or a hub id")
+    if role in VLLM_ROLES and model.startswith("/") and not os.access(Path(model, "config.json"), os.R_OK):
+        read.faults.append(
+            f"EPD_MODEL={model!r}: no config.json there that user {os.getuid()} can read; "
+            "expected a mounted model folder, readable by all, or a hub id"
+        )
     if role in VLLM_ROLES and HARDWARE[settings.hardware].npu and not _is_address(settings.advertise_host):
         found = f"EPD_ADVERTISE_HOST={settings.advertise_host!r}"
         read.faults.append(f"{found}: expected an IP address on an NPU host: the transfer engine's id is the address")
@@ -421,8 +424,9 @@ def check_health(state_dir: Path, timeout_s: float = 15.0) -> tuple[bool, str]:
         return False, "no role was started in this container: run `epd-serve ROLE`"
     ready = state_dir / "ready"
     try:
-        # The URL was written by `remember`, never by a client.
-        with urllib.request.urlopen(state["url"], timeout=timeout_s):  # noqa: S310
+        # Never through an HTTP proxy that the environment may name.
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(state["url"], timeout=timeout_s):
             ready.touch()
             return True, f"{state['role']}: ready"
     except OSError as error:

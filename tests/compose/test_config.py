@@ -42,6 +42,8 @@ def test_every_service_is_hardened_bounded_and_healthy_before_its_dependants(top
         assert service["read_only"] is True, name
         assert service["restart"] == "unless-stopped", name
         assert int(service["mem_limit"]) > 0, name
+        assert int(service["pids_limit"]) > 0, name
+        assert "privileged" not in service, name
         assert service["logging"]["options"]["max-size"], name
         assert all(d["condition"] == "service_healthy" for d in service.get("depends_on", {}).values()), name
 
@@ -73,5 +75,6 @@ def test_compose_yaml_in_the_root_starts_1e1pd_without_settings():
 def test_an_own_model_folder_is_mounted():
     config = yaml.safe_load(compose_config("1e1pd", EPD_MODELS="/data/models", EPD_MODEL="/models/mine"))
     encode = config["services"]["encode-0"]
-    assert [(v["type"], v["source"], v["target"]) for v in encode["volumes"]] == [("bind", "/data/models", "/models")]
+    models = next(volume for volume in encode["volumes"] if volume["target"] == "/models")
+    assert (models["type"], models["source"], models["read_only"]) == ("bind", "/data/models", True)
     assert encode["environment"]["EPD_MODEL"] == "/models/mine"

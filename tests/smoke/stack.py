@@ -45,6 +45,8 @@ class Stack:
         files = ["-f", f"compose/{self.topology}.yaml", "-f", "tests/smoke/monolith.yaml"]
         # Nothing of the caller's own stack leaks in: neither its .env nor its shell variables.
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("EPD_", "COMPOSE_"))}
+        # `make smoke` names the images it built.
+        environ |= {name: os.environ[name] for name in ("EPD_IMAGE", "EPD_PROXY_IMAGE") if name in os.environ}
         environ |= {"EPD_PROXY_PORT": str(self.proxy_port)}
         done = subprocess.run(
             ["docker", "compose", "--env-file", "/dev/null", "-p", PROJECT, *files, *words],
@@ -62,10 +64,11 @@ class Stack:
         return f"http://{next(iter(networks.values()))['IPAddress']}:{port}"
 
     def total(self, service: str, name: str, port: int = 8000, **labels: str) -> float:
-        """Return the sum of a metric's samples that have these labels; 0 when there is none."""
+        """Return the sum of a metric's samples that have these labels; a metric that is absent is an error."""
         with urllib.request.urlopen(f"{self.service_url(service, port)}/metrics", timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
         samples = [sample for family in families for sample in family.samples if sample.name == name]
+        assert samples, f"{service} has no metric {name}"
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def ec_counters(self, service: str) -> dict[str, float]:
@@ -92,14 +95,17 @@ class Stack:
 
 @contextmanager
 def running_stack(topology: str) -> Iterator[Stack]:
-    """Start a topology and its yardstick from nothing, and remove all of it afterwards."""
+    """Start a topology and its yardstick from nothing; write its logs to build/ and remove it afterwards."""
     stack = Stack(topology, free_port())
     stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
     try:
-        try:
-            stack.compose("up", "--detach", "--wait", "--quiet-pull", timeout_s=START_TIMEOUT_S)
-        except (RuntimeError, subprocess.TimeoutExpired) as error:
-            raise RuntimeError(f"the stack did not start: {error}\n{stack.logs()}") from error
+        stack.compose("up", "--detach", "--wait", "--pull", "never", timeout_s=START_TIMEOUT_S)
         yield stack
+    except (RuntimeError, subprocess.TimeoutExpired):
+        print(stack.logs())
+        raise
     finally:
+        log = ROOT / "build" / f"smoke-{topology}.log"
+        log.parent.mkdir(exist_ok=True)
+        log.write_text(stack.logs(lines=5000))
         stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "5", check=False)

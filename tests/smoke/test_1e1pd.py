@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 
@@ -58,7 +57,7 @@ def test_answers_depend_on_the_picture(stack):
     assert len(answers) > 1
 
 
-def test_text_never_touches_the_encoder(stack, monolith):
+def test_text_never_touches_the_encoder_but_a_picture_does(stack, monolith):
     before = encoder_requests(stack)
     for text in ("a", "What is the capital of France?", "long " * 300):
         for stream in (False, True):
@@ -68,6 +67,8 @@ def test_text_never_touches_the_encoder(stack, monolith):
             prompt["prompt"] = text
             assert tokens(stack.url, COMPLETIONS, prompt) == tokens(monolith, COMPLETIONS, prompt)
     assert encoder_requests(stack) == before
+    tokens(stack.url, CHAT, chat_body("And this?", [picture(190)]))
+    assert encoder_requests(stack) == before + 1
 
 
 def timed(stack: Stack, seed: int) -> tuple[float, list[list[int]], dict]:
@@ -169,11 +170,3 @@ def test_containers_run_without_root_and_nothing_broke_inside(stack):
     assert "Traceback" not in stack.logs("proxy", lines=5000)
     for service in ("encode-0", "prefill-decode-0"):
         assert stack.total(service, "epd_ec_hook_errors_total", EC_METRICS_PORT) == 0
-
-
-def test_plain_compose_commands_know_the_stack(stack):
-    done = subprocess.run(
-        ["docker", "ps", "--filter", "label=com.docker.compose.project=ascend-epd-test", "--format", "{{.Names}}"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert len(done.stdout.split()) == 6
