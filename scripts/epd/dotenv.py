@@ -31,7 +31,7 @@ class Dotenv:
     """A `.env` taken apart."""
 
     own: Mapping[str, str]
-    """What the user set outside the block; it wins."""
+    """What the user set outside the block; it wins, and an empty value there stands for the default."""
     managed: Mapping[str, str]
     """What the block held when it was read."""
     outside: str
@@ -85,7 +85,7 @@ def write(path: Path, entries: list[Entry]) -> bool:
     The file is replaced in one step: whoever reads it meanwhile sees the old or the new one, never half of it.
     """
     before = read(path)
-    text = render(before.outside, [entry for entry in entries if entry.name not in before.own])
+    text = render(before.outside, [entry for entry in entries if not before.own.get(entry.name)])
     return _replace(path, text)
 
 

@@ -1,27 +1,38 @@
 """Everything a person can set, read once and checked. The only reader of the environment and of `.env`.
 
 A value set in the environment (`make up EPD_PROXY_PORT=9000`) wins over the user's own line in `.env`, that one over
-what an earlier `make up` wrote there, that one over the default.
+what an earlier `make up` wrote there, that one over the default. One that is set and empty (`make up EPD_PROXY_PORT=`)
+is the default, and what an earlier `make up` wrote is forgotten.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from epd import dotenv
+from epd import dotenv, served_model, values
 from epd.errors import StepError
 from epd.plan import topology
 
-MODEL_MOUNT = "/models"
-"""Where the containers see the folder or volume EPD_MODELS."""
-_MODEL_VARIABLES = ("EPD_MODEL", "EPD_MODELS", "EPD_SERVED_MODEL_NAME", "HF_HUB_OFFLINE")
 _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)")
-_TINY = "tiny"
+_PASSED_ON = re.compile(r"^\s+([A-Z][A-Z0-9_]*):\s*$", re.MULTILINE)
+"""A variable that Compose hands to a container when it is set."""
+_SECRETS = frozenset({"HF_TOKEN"})
+"""Never written to `.env`; the user may."""
 _PLANNED_FILE = re.compile(r"^deploy/([^/]+)/[^/]+/compose\.yaml$")
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+IMAGE_VARIABLES = frozenset({"REGISTRY", "EPD_PULL", "EPD_BASE_IMAGE", "TORCH_INDEX_URL"})
+"""What the images depend on: kept in `.env`, or the next `make up` would build others."""
+_MAKE_VARIABLES = frozenset(
+    {
+        "EPD_NO_INSTALL", "EPD_DEBIAN_MIRROR", "EPD_UP_TIMEOUT_S", "EPD_BUILD_TIMEOUT_S", "EPD_REGISTRY_TIMEOUT_S",
+        "EPD_HARDWARE", "EPD_TOPOLOGY", "EPD_PLANNED",
+    }
+)  # fmt: skip
+"""Further names that mean something, to `make` or to compose.yaml."""
 PLAN_VARIABLES = frozenset(
     {
         "EPD_HOSTS", "EPD_HOST", "EPD_HOST_ADDRESS", "EPD_INTERFACE", "EPD_CARDS", "EPD_OVERLAYS",
@@ -52,7 +63,9 @@ class Settings:
     planning: Mapping[str, str]
     """What the plan is told, wherever it was set: PLAN_VARIABLES and the variables of the compose files."""
     pull: bool
-    """Pull prebuilt images instead of building them."""
+    """Use prebuilt images instead of building them."""
+    pull_anew: bool
+    """Pull them though they are here: this very command line says so."""
     no_install: bool
     """Report what is missing instead of installing it."""
     up_timeout_s: float
@@ -65,6 +78,14 @@ class Settings:
     """Base image to build on; empty to pull Debian's or make one."""
     debian_mirror: str
     """Debian archive to take packages from; empty for that of the machine's own apt sources."""
+    registry: str
+    """Prefix of the images' names."""
+    pip_index_url: str
+    """Package index for the image build; empty for the usual one."""
+    torch_index_url: str
+    """PyTorch's CPU index for the image build; empty for the usual one."""
+    ca_bundle: str
+    """File of CA certificates for the image build; empty for the machine's own."""
 
 
 def profiles(root: Path) -> tuple[str, ...]:
@@ -80,25 +101,38 @@ def load(root: Path, environ: Mapping[str, str]) -> Settings:
     """
     file = dotenv.read(root / ".env")
 
-    def setting(name: str, default: str) -> str:
-        candidates = (environ.get(name, "").strip(), file.own.get(name, ""), file.managed.get(name, ""))
-        return next((value for value in candidates if value), default)
+    def setting(name: str, default: str = "") -> str:
+        if name in environ:
+            return environ[name].strip() or default
+        return file.own.get(name, file.managed.get(name, "")) or default
 
+    def number(name: str, default: str, low: float, high: float) -> float:
+        return values.number(name, setting(name, default), low, high)
+
+    chosen = _chosen(root, environ, file)
+    planning = {**chosen, **file.own, **_from_environment(root, environ)}
+    values.check_all(planning)
+    compose_file = file.own.get("COMPOSE_FILE", "") if "TOPOLOGY" in environ else setting("COMPOSE_FILE")
     return Settings(
         root=root,
-        project=_matching("COMPOSE_PROJECT_NAME", setting("COMPOSE_PROJECT_NAME", "ascend-epd"), _PROJECT),
-        topology=_topology(environ.get("TOPOLOGY", "").strip(), setting("COMPOSE_FILE", "")),
+        project=values.matching("COMPOSE_PROJECT_NAME", setting("COMPOSE_PROJECT_NAME", "ascend-epd"), _PROJECT),
+        topology=_topology(setting("TOPOLOGY"), compose_file),
         hardware=environ.get("EPD_HARDWARE", "").strip() or file.own.get("EPD_HARDWARE", ""),
-        proxy_port=int(_number("EPD_PROXY_PORT", setting("EPD_PROXY_PORT", "8000"), 1, 65535)),
-        chosen=(chosen := _chosen(root, environ, file.managed)),
-        planning={**chosen, **file.own, **_from_environment(root, environ)},
-        pull=_flag("EPD_PULL", environ),
-        no_install=_flag("EPD_NO_INSTALL", environ),
-        up_timeout_s=_number("EPD_UP_TIMEOUT_S", setting("EPD_UP_TIMEOUT_S", "900"), 1, 86400),
-        build_timeout_s=_number("EPD_BUILD_TIMEOUT_S", setting("EPD_BUILD_TIMEOUT_S", "5400"), 1, 86400),
-        registry_timeout_s=_number("EPD_REGISTRY_TIMEOUT_S", setting("EPD_REGISTRY_TIMEOUT_S", "15"), 1, 3600),
-        base_image=setting("EPD_BASE_IMAGE", ""),
-        debian_mirror=setting("EPD_DEBIAN_MIRROR", ""),
+        proxy_port=int(number("EPD_PROXY_PORT", "8000", 1, 65535)),
+        chosen=chosen,
+        planning=planning,
+        pull=values.flag("EPD_PULL", setting("EPD_PULL")),
+        pull_anew=bool(environ.get("EPD_PULL", "").strip()),
+        no_install=values.flag("EPD_NO_INSTALL", setting("EPD_NO_INSTALL")),
+        up_timeout_s=number("EPD_UP_TIMEOUT_S", "900", 1, 86400),
+        build_timeout_s=number("EPD_BUILD_TIMEOUT_S", "5400", 1, 86400),
+        registry_timeout_s=number("EPD_REGISTRY_TIMEOUT_S", "15", 1, 3600),
+        base_image=setting("EPD_BASE_IMAGE"),
+        debian_mirror=setting("EPD_DEBIAN_MIRROR"),
+        registry=setting("REGISTRY"),
+        pip_index_url=setting("PIP_INDEX_URL"),
+        torch_index_url=setting("TORCH_INDEX_URL"),
+        ca_bundle=setting("SSL_CERT_FILE"),
     )
 
 
@@ -122,9 +156,23 @@ def entries(
 
 
 def stack_variables(root: Path) -> frozenset[str]:
-    """Return the names of the variables that the files in `compose/` read."""
+    """Return the names of the variables that the files in `compose/` read or hand on to a container."""
     text = "".join(path.read_text() for path in sorted((root / "compose").rglob("*.yaml")))
-    return frozenset(_VARIABLE.findall(text))
+    return frozenset(_VARIABLE.findall(text)) | frozenset(_PASSED_ON.findall(text))
+
+
+def describe_unknown(root: Path, environ: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each `EPD_…` in the environment or `.env` that nothing reads: a typo, most likely."""
+    known = sorted(stack_variables(root) | PLAN_VARIABLES | IMAGE_VARIABLES | _MAKE_VARIABLES)
+    own = dotenv.read(root / ".env").own
+    sentences = []
+    for name in sorted({*environ, *own}):
+        if name.startswith("EPD_") and name not in known:
+            where = "in .env" if name in own else "in the environment"
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            meant = f"did you mean {close[0]}?" if close else "docs/configuration.md has all names"
+            sentences.append(f"{name} ({where}) is not a setting; {meant}")
+    return sentences
 
 
 def check_set_once(settings: Settings, entries: list[dotenv.Entry], environ: Mapping[str, str]) -> None:
@@ -139,75 +187,51 @@ def check_set_once(settings: Settings, entries: list[dotenv.Entry], environ: Map
     behind = {"COMPOSE_FILE": "TOPOLOGY", "EPD_MODEL": "MODEL", "EPD_MODELS": "MODEL"}
     for entry in entries:
         name = behind.get(entry.name, entry.name)
-        asked = environ.get(name, "").strip()
-        if not asked or entry.name not in own or entry.value in (own[entry.name], *own[entry.name].split(":")):
+        asked, where = environ.get(name, "").strip(), "in the environment"
+        if not asked and name != entry.name:
+            asked, where = own.get(name, ""), "in .env"
+        if not asked or not own.get(entry.name) or entry.value in (own[entry.name], *own[entry.name].split(":")):
             continue
-        raise StepError(
-            f"{entry.name} is set twice",
-            expected="one value",
-            found=f"{name}={asked} in the environment, and {entry.name}={own[entry.name]} among your lines in .env",
-            fix=f"remove one of the two (in .env: the line that begins with {entry.name}=)",
-        )
+        raise _set_twice(entry.name, f"{name}={asked} {where}", own[entry.name])
+    for name in sorted(_known(settings.root) & own.keys()):
+        if name in environ and own[name] and not environ[name].strip():
+            raise _set_twice(name, f"{name}= (its default) in the environment", own[name])
 
 
-def _chosen(root: Path, environ: Mapping[str, str], earlier: Mapping[str, str]) -> dict[str, str]:
-    """Return the stack's variables that were set: on this command line, or on an earlier one and kept in `.env`."""
-    known = (stack_variables(root) | PLAN_VARIABLES) - {"EPD_PLANNED"}
-    values = {name: value for name, value in earlier.items() if name in known}
-    values |= _from_environment(root, environ)
-    wanted = environ.get("MODEL", "").strip()
-    if wanted:
-        for name in _MODEL_VARIABLES:
-            values.pop(name, None)
-        values |= _model(wanted, root)
-    return values
-
-
-def _from_environment(root: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    known = (stack_variables(root) | PLAN_VARIABLES) - {"EPD_PLANNED"}
-    return {name: environ[name].strip() for name in known if environ.get(name, "").strip()}
-
-
-def _model(wanted: str, root: Path) -> dict[str, str]:
-    """Return the variables for `MODEL=`: a folder, a hub id, or `tiny`.
-
-    Raises:
-        StepError: it is none of these.
-    """
-    if wanted == _TINY:
-        return {}
-    folder = Path(wanted).expanduser()
-    folder = (folder if folder.is_absolute() else root / folder).resolve()
-    if folder.is_dir():
-        _check_model_folder(folder)
-        return {"EPD_MODEL": MODEL_MOUNT, "EPD_MODELS": str(folder), "EPD_SERVED_MODEL_NAME": folder.name}
-    if _HUB_ID.match(wanted):
-        return {"EPD_MODEL": wanted, "EPD_SERVED_MODEL_NAME": wanted, "HF_HUB_OFFLINE": "0"}
-    raise StepError(
-        "MODEL is not usable",
-        expected=f"an existing folder, a hub id such as Qwen/Qwen2.5-VL-3B-Instruct, or {_TINY!r}",
-        found=f"MODEL={wanted}",
-        fix="correct it, or leave MODEL out to serve the tiny model",
+def _set_twice(name: str, found: str, own: str) -> StepError:
+    return StepError(
+        f"{name} is set twice",
+        expected="one value",
+        found=f"{found}, and {name}={own} among your lines in .env",
+        fix=f"remove one of the two (in .env: the line that begins with {name}=)",
     )
 
 
-def _check_model_folder(folder: Path) -> None:
-    """Check that a folder can be served when nothing but itself is mounted."""
-    outside = [path for path in folder.iterdir() if not path.resolve().is_relative_to(folder)]
-    if outside:
-        raise StepError(
-            "MODEL cannot be mounted",
-            expected="a folder that holds its files itself",
-            found=f"{outside[0].name} is a link to {outside[0].resolve()}",
-            fix=f"copy the files once, `cp -rL {folder} <new folder>`, and name that",
-        )
-    if not (folder / "config.json").is_file():
-        raise StepError(
-            "MODEL is not a model",
-            expected="a folder with a config.json in it",
-            found=f"{folder} has none",
-            fix="name the folder of a Hugging Face model (the one with config.json and *.safetensors)",
-        )
+def _known(root: Path) -> frozenset[str]:
+    """Return the names of what is kept in `.env` when it was set on a command line."""
+    return (stack_variables(root) | PLAN_VARIABLES | IMAGE_VARIABLES) - {"EPD_PLANNED"} - _SECRETS
+
+
+def _chosen(root: Path, environ: Mapping[str, str], file: dotenv.Dotenv) -> dict[str, str]:
+    """Return the variables that were set: on this command line, or on an earlier one and kept in `.env`."""
+    forgotten = {name for name, value in {**file.own, **environ}.items() if not value.strip()}
+    kept = {name: value for name, value in file.managed.items() if name in _known(root) - forgotten}
+    wanted = environ["MODEL"].strip() or "tiny" if "MODEL" in environ else file.own.get("MODEL", "")
+    if wanted:
+        implied = served_model.variables(wanted, root)
+        if any(kept.get(name) != implied.get(name) for name in ("EPD_MODEL", "EPD_MODELS")):
+            kept = {name: value for name, value in kept.items() if name not in served_model.VARIABLES}
+        kept = {**implied, **kept}
+    found = {**kept, **_from_environment(root, environ)}
+    return {name: value for name, value in found.items() if not _has_password(name, value)}
+
+
+def _has_password(name: str, value: str) -> bool:
+    return name == "TORCH_INDEX_URL" and "@" in urlsplit(value).netloc
+
+
+def _from_environment(root: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: environ[name].strip() for name in _known(root) if environ.get(name, "").strip()}
 
 
 def _topology(wanted: str, compose_file: str) -> str:
@@ -220,38 +244,3 @@ def _topology_of(file: str) -> str:
     planned = _PLANNED_FILE.match(file)
     name = planned[1] if planned else Path(file).stem if file.startswith("compose/") else ""
     return name if topology.is_name(name) else ""
-
-
-def _flag(name: str, environ: Mapping[str, str]) -> bool:
-    value = environ.get(name, "").strip().lower()
-    if value in ("", "0", "no", "false"):
-        return False
-    if value in ("1", "yes", "true"):
-        return True
-    raise StepError(f"{name} is not usable", expected="1 or 0", found=f"{name}={value}", fix=f"{name}=1 make up")
-
-
-def _number(name: str, value: str, low: float, high: float) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = float("nan")
-    if not low <= number <= high:
-        raise StepError(
-            f"{name} is not usable",
-            expected=f"a number from {low:.0f} to {high:.0f}",
-            found=f"{name}={value}",
-            fix=f"correct it in the environment or in .env, e.g. {name}={low:.0f}",
-        )
-    return number
-
-
-def _matching(name: str, value: str, pattern: re.Pattern[str]) -> str:
-    if not pattern.match(value):
-        raise StepError(
-            f"{name} is not usable",
-            expected=f"a name of the form {pattern.pattern}",
-            found=f"{name}={value}",
-            fix="use small letters, digits, - and _",
-        )
-    return value
