@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import ipaddress
 import json
 import socket
 import subprocess
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from epd import command, services
+from epd import command, services, values
 from epd.display import Display, Row
 from epd.errors import CommandError, StepError
 from epd.services import Service
@@ -39,8 +41,17 @@ class Stack:
 
     @property
     def address(self) -> str:
-        """Where the proxy answers, as seen from this machine."""
-        return f"http://127.0.0.1:{self.environment['EPD_PROXY_PORT']}"
+        """URL that the proxy answers at, as seen from this machine."""
+        bound = self.bound_to
+        if bound.is_unspecified:  # every address, so loopback too
+            bound = ipaddress.ip_address("127.0.0.1" if bound.version == 4 else "::1")
+        host = f"[{bound}]" if bound.version == 6 else str(bound)
+        return f"http://{host}:{self.environment['EPD_PROXY_PORT']}"
+
+    @property
+    def bound_to(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        """Address of this machine that the proxy is published on; compose/services.yaml has the default too."""
+        return values.address(self.environment.get("EPD_PROXY_BIND") or "127.0.0.1")
 
     def compose(self, *words: str) -> list[str]:
         """Return the command line of a Compose command, the very one a person types in the project's folder."""
@@ -67,17 +78,30 @@ def check_port(stack: Stack) -> None:
     mine = command.probe("docker", "ps", "-q", "--filter", _filter(stack), "--filter", f"publish={port}").stdout.strip()
     if mine:
         return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((stack.environment.get("EPD_PROXY_BIND", "127.0.0.1"), port))
-        except OSError as error:
-            raise StepError(
-                f"port {port} of this machine cannot be used for the proxy",
-                expected="a free TCP port",
-                found=error.strerror or str(error),
-                fix="choose another: `make up EPD_PROXY_PORT=<port>` (it is remembered in .env)",
-            ) from error
+    family = socket.AF_INET6 if stack.bound_to.version == 6 else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((str(stack.bound_to), port))
+    except OSError as error:
+        raise _not_bound(stack, port, error) from error
+
+
+def _not_bound(stack: Stack, port: int, error: OSError) -> StepError:
+    found = error.strerror or str(error)
+    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        return StepError(
+            "EPD_PROXY_BIND is not an address of this machine",
+            expected="an address that `ip addr` lists here; 0.0.0.0 for all, 127.0.0.1 for this machine alone",
+            found=f"{stack.bound_to}: {found}",
+            fix="correct it: `make up EPD_PROXY_BIND=<address>` (it is remembered in .env)",
+        )
+    return StepError(
+        f"port {port} of this machine cannot be used for the proxy",
+        expected=f"a TCP port of {stack.bound_to} that is free",
+        found=found,
+        fix="choose another: `make up EPD_PROXY_PORT=<port>` (it is remembered in .env)",
+    )
 
 
 def inspect(stack: Stack) -> list[dict[str, Any]]:

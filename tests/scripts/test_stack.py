@@ -105,6 +105,22 @@ def test_a_port_that_our_own_proxy_has_is_fine(programs, it, free_port):
     assert f"publish={free_port}" in programs.calls[0]
 
 
+@pytest.mark.parametrize(
+    ("bind", "host"),
+    [("", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]"), ("[::1]", "[::1]"), ("192.0.2.7", "192.0.2.7")],
+)
+def test_the_address_is_the_one_that_the_proxy_is_bound_to(tmp_path, bind, host):
+    found = stack.Stack(tmp_path, {"EPD_PROXY_PORT": "8001", "EPD_PROXY_BIND": bind})
+    assert found.address == f"http://{host}:8001"
+
+
+def test_an_address_of_another_machine_is_told_from_a_port_in_use(programs, it):
+    docker(programs, [state("created")])
+    elsewhere = stack.Stack(it.root, {**it.environment, "EPD_PROXY_BIND": "192.0.2.7"})  # of TEST-NET-1, nobody's
+    with pytest.raises(StepError, match=r"EPD_PROXY_BIND is not an address of this machine[\s\S]*192\.0\.2\.7"):
+        stack.check_port(elsewhere)
+
+
 def test_fetch_tells_a_refusal_from_silence(it):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -130,6 +146,7 @@ def test_the_banner_s_commands_are_what_a_shell_and_a_server_understand():
     text = banner.render("http://127.0.0.1:8000", "it's tiny", "1e1pd")
     commands = [shlex.split(line) for line in text.splitlines() if line.strip().startswith("curl")]
     bodies = [json.loads(words[words.index("-d") + 1]) for words in commands]
+    assert "make smoke     live tests, on a stack of their own" in text
     assert [body["model"] for body in bodies] == ["it's tiny", "it's tiny"]
     image_url = bodies[1]["messages"][0]["content"][0]["image_url"]["url"]
     data = base64.b64decode(re.fullmatch(r"data:image/png;base64,(.+)", image_url)[1], validate=True)
