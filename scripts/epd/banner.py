@@ -60,8 +60,8 @@ One with a picture, which the encoder turns into embeddings first:
   curl -s {address}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(both)}
 
 Next:
-  make smoke     check the stack with real requests      make status    how it is
-  make logs      follow its logs                         make down      stop it
+  make status    how it is                make logs      follow its logs
+  make down      stop it                  make smoke     live tests, on a stack of their own
   docker compose ps|logs|down works from here too (see .env)
 """
 

@@ -9,6 +9,12 @@ from typing import Any
 CRASHES_TO_GIVE_UP = 2
 """A service that its restart policy started again this often while we wait for it will not get healthy."""
 _SERVICE_LABEL = "com.docker.compose.service"
+_MEMORY_LIMITS = {
+    "proxy": "EPD_PROXY_MEMORY_LIMIT",
+    "mooncake-store": "EPD_STORE_MEMORY_LIMIT",
+    "mooncake-master": "mem_limit in compose/services.yaml",
+}
+"""What sets a service's limit; of all others, EPD_MEMORY_LIMIT does."""
 
 
 class Phase(StrEnum):
@@ -23,15 +29,14 @@ class Phase(StrEnum):
     RUNNING = "running"
     """It runs and has no health check."""
     HEALTHY = "healthy"
-    DONE = "done"
-    """A one-time job that ended well."""
     RESTARTING = "restarting"
     """It crashed and is started again."""
     UNHEALTHY = "unhealthy"
     EXITED = "exited"
+    """It ended, with whatever exit code: every service of a stack is there to stay."""
 
 
-READY = frozenset({Phase.RUNNING, Phase.HEALTHY, Phase.DONE})
+READY = frozenset({Phase.RUNNING, Phase.HEALTHY})
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,7 @@ def _phase(state: dict[str, Any], health: str) -> Phase:
     if status == "running":
         by_health = {"healthy": Phase.HEALTHY, "unhealthy": Phase.UNHEALTHY, "starting": Phase.LOADING}
         return by_health.get(health, Phase.RUNNING)
-    if status == "exited":
-        return Phase.DONE if state.get("ExitCode", 0) == 0 else Phase.EXITED
-    others = {"created": Phase.CREATED, "restarting": Phase.RESTARTING, "dead": Phase.EXITED, "paused": Phase.CREATED}
+    others = {"created": Phase.CREATED, "restarting": Phase.RESTARTING, "paused": Phase.CREATED}
     return others.get(status, Phase.EXITED)
 
 
@@ -115,7 +118,8 @@ def since(service: Service, before: Service | None, *, compose_ended: bool) -> S
 def hint(service: Service) -> str:
     """Say what most often helps a service in this state."""
     if service.out_of_memory or service.exit_code == 137:
-        return "it was killed, most likely at its memory limit: free memory, or raise the limit in compose/"
+        limit = _MEMORY_LIMITS.get(service.name, "EPD_MEMORY_LIMIT")
+        return f"it was killed, most likely at its memory limit: raise {limit}, or free memory of this machine"
     if service.phase is Phase.UNHEALTHY and service.health_output:
         return f"its health check says: {service.health_output.splitlines()[-1]}"
     if service.phase is not Phase.EXITED and service.failed:

@@ -28,7 +28,7 @@ def container(name="encode-0", status="running", health=None, code=0, restarts=0
         (container(status="restarting", code=1, restarts=2), Phase.RESTARTING, False, True),
         (container(health="starting", restarts=2), Phase.LOADING, False, True),
         (container(health="healthy", restarts=9), Phase.HEALTHY, True, False),
-        (container(status="exited", code=0), Phase.DONE, True, False),
+        (container(status="exited", code=0), Phase.EXITED, False, True),
         (container(status="exited", code=3), Phase.EXITED, False, True),
         (container(status="dead"), Phase.EXITED, False, True),
     ],
@@ -62,10 +62,12 @@ def test_only_restarts_since_compose_was_called_count():
 @pytest.mark.parametrize(
     ("service", "words"),
     [
-        (Service("a", Phase.EXITED, exit_code=137), "memory limit"),
-        (Service("a", Phase.RESTARTING, exit_code=1, restarts=2, out_of_memory=True), "memory limit"),
+        (Service("encode-0", Phase.EXITED, exit_code=137), "raise EPD_MEMORY_LIMIT"),
+        (Service("proxy", Phase.EXITED, exit_code=137), "raise EPD_PROXY_MEMORY_LIMIT"),
+        (Service("mooncake-store", Phase.RESTARTING, restarts=2, out_of_memory=True), "raise EPD_STORE_MEMORY_LIMIT"),
         (Service("a", Phase.UNHEALTHY, health_output="x\nconnection refused"), "says: connection refused"),
         (Service("a", Phase.EXITED, exit_code=3), "exit code 3"),
+        (Service("a", Phase.EXITED, exit_code=0), "exit code 0"),
         (Service("a", Phase.LOADING, restarts=2), "does not stay up"),
         (Service("a", Phase.LOADING), "EPD_UP_TIMEOUT_S"),
     ],
