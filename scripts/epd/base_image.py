@@ -34,7 +34,7 @@ def obtain(settings: Settings, suite: str, distribution: Distribution, *, root: 
         return settings.base_image
     official, own = f"debian:{suite}-slim", f"ascend-epd-base:{suite}"
     for name in (official, own):
-        if _is_there(name):
+        if is_there(name):
             print(f"Base image: {name} (already here)", flush=True)
             return name
     print(f"Base image: pulling {official} …", flush=True)
@@ -80,7 +80,7 @@ def _collect(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> 
 
 
 def _require(name: str) -> None:
-    if _is_there(name):
+    if is_there(name):
         return
     reason = pull(name, first_answer_s=_PULL_TIMEOUT_S)
     if reason is not None:
@@ -92,7 +92,8 @@ def _require(name: str) -> None:
         )
 
 
-def _is_there(name: str) -> bool:
+def is_there(name: str) -> bool:
+    """Whether the engine has an image of this name."""
     return command.probe("docker", "image", "inspect", "--format", "{{.Id}}", name).ok
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from epd import (
     banner,
     base_image,
     command,
+    container_user,
     dotenv,
     engine,
     host,
@@ -28,6 +30,10 @@ from epd import (
 from epd.context import ROOT, Context, context
 from epd.errors import StepError
 
+_DOCKER_FIX = "`make up` installs Docker"
+_TESTED = ("connector", "docker", "scripts", "tests", "pyproject.toml")
+"""What the connector's tests read."""
+
 
 def main(argv: list[str]) -> int:
     """Run one command; return its exit code. Errors that we foresee are printed without a traceback."""
@@ -39,6 +45,8 @@ def main(argv: list[str]) -> int:
     arguments, words = parser.parse_args(argv[:1]), argv[1:]
     os.chdir(ROOT)
     try:
+        for sentence in settings.describe_unknown(ROOT, os.environ):
+            print(f"Warning: {sentence}", file=sys.stderr)
         return COMMANDS[arguments.command][0](context(), words) or 0
     except StepError as error:
         print(f"\n{error}", file=sys.stderr)
@@ -57,10 +65,11 @@ def up(it: Context, _: list[str]) -> int:
     planned = planning.make(it.settings, hardware.profile, it.machine)
     print(planning.table(planned.plan), flush=True)
     inspection.check_host(it, planned)
-    tags = provide_images(it, images.served(hardware.profile))
+    tags = provide_images(it, images.served(hardware.profile), pull=it.settings.pull)
     running = write_dotenv(it, planned, tags)
     print(f"Starting {it.settings.topology} …", flush=True)
     stack.up(running, timeout_s=it.settings.up_timeout_s)
+    images.remove_replaced()  # only now does no container use them any more
     print(banner.render(running.address, banner.model_name(running.address), it.settings.topology))
     return 0
 
@@ -82,20 +91,21 @@ def prepare_engine(it: Context) -> None:
     needs.check_engine_version(found, it.versions)
 
 
-def provide_images(it: Context, targets: tuple[str, ...]) -> dict[str, str]:
-    """Build or pull images unless they are up to date; return their names by bake target."""
+def provide_images(it: Context, targets: tuple[str, ...], *, pull: bool) -> dict[str, str]:
+    """Build or `pull` images unless they are up to date; return their names by bake target."""
     tags = images.tags(ROOT, targets, it.bake)
-    if it.settings.pull:
-        images.pull(tags)
+    if pull:
+        images.pull(tags, anew=it.settings.pull_anew)
         return tags
-    inputs = images.inputs_hash(ROOT)
+    inputs = images.inputs_hash(it.settings)
     stale = tuple(name for name, tag in tags.items() if not images.is_current(tag, inputs))
     if not stale:
         print(f"Images: up to date ({', '.join(tags.values())})", flush=True)
         return tags
     base = base_image.obtain(it.settings, it.versions["DEBIAN_SUITE"], it.distribution, root=it.root_user)
-    environment = images.bake_environment(it.versions, base=base, inputs=inputs, root=ROOT)
+    environment = images.bake_environment(it.settings, it.versions, base=base, inputs=inputs)
     images.build(ROOT, stale, environment, timeout_s=it.settings.build_timeout_s)
+    images.remove_replaced()
     return tags
 
 
@@ -137,7 +147,7 @@ def current_stack() -> stack.Stack:
 def build(it: Context, words: list[str]) -> int:
     """Build the images, or the bake targets named."""
     prepare_engine(it)
-    provide_images(it, tuple(words) or images.SERVED)
+    provide_images(it, tuple(words) or images.SERVED, pull=False)
     return 0
 
 
@@ -150,18 +160,21 @@ def down(_: Context, __: list[str]) -> int:
 def clean(it: Context, _: list[str]) -> int:
     """Remove what `make up` made, and say what."""
     tags = images.tags(ROOT, (*images.SERVED, images.TEST), it.bake)
-    names = [*tags.values(), f"ascend-epd-base:{it.versions['DEBIAN_SUITE']}"]
-    there = [name for name in names if command.probe("docker", "image", "inspect", name).ok]
-    print(
-        "Removing: containers, network and volumes of the stack; its part of .env; images:", ", ".join(there) or "none"
-    )
-    if dotenv.read(ROOT / ".env").managed:
+    managed = dotenv.read(ROOT / ".env").managed
+    started = [managed[name] for name in ("EPD_IMAGE", "EPD_PROXY_IMAGE") if name in managed]
+    names = dict.fromkeys([*tags.values(), *started, f"ascend-epd-base:{it.versions['DEBIAN_SUITE']}"])
+    there = [name for name in names if base_image.is_there(name)]
+    print("Removing: containers, network and volumes of the stack; its part of .env; build/ (logs);")
+    print(f"  images: {', '.join(there) or 'none'}, and older ones of ours without a name", flush=True)
+    if managed:
         stack.down(current_stack(), volumes=True)
     if there:
         command.show(
             "docker", "image", "rm", "--force", *there, timeout_s=300, fix="`docker ps -a` shows who uses them"
         )
+    images.remove_replaced()
     dotenv.remove_block(ROOT / ".env")
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
     print(
         "Left alone: Docker and its build cache (`docker builder prune`), pulled base images, the virtual environment."
     )
@@ -171,8 +184,9 @@ def clean(it: Context, _: list[str]) -> int:
 def logs(_: Context, words: list[str]) -> int:
     """Follow the logs of all services, or of those named, until interrupted."""
     running = current_stack()
-    argv = running.compose("logs", "--follow", "--tail", "100", *words)
-    return subprocess.run(argv, check=False, env=command.environment(running.environment)).returncode
+    return command.attach(
+        *running.compose("logs", "--follow", "--tail", "100", *words), env=running.environment, fix=_DOCKER_FIX
+    )
 
 
 def status(_: Context, __: list[str]) -> int:
@@ -190,20 +204,40 @@ def status(_: Context, __: list[str]) -> int:
 def smoke(it: Context, words: list[str]) -> int:
     """Run the live tests; they start a stack of their own beside the one that `make up` started."""
     prepare_engine(it)
-    tags = provide_images(it, images.SERVED)
+    tags = provide_images(it, images.SERVED, pull=it.settings.pull)
     environment = {"EPD_IMAGE": tags["cpu"], "EPD_PROXY_IMAGE": tags["proxy"]}
-    argv = [str(venv.program(ROOT, "pytest")), "tests/smoke", *words]
-    return subprocess.run(argv, check=False, env=command.environment(environment)).returncode
+    return command.attach(
+        str(venv.program(ROOT, "pytest")), "tests/smoke", *words, env=environment, fix="remove .venv, then `make venv`"
+    )
 
 
 def test_connector(it: Context, words: list[str]) -> int:
     """Run the connector's tests in the image that serves, where vLLM and Mooncake are."""
+    require_readable_checkout()
     prepare_engine(it)
-    tag = provide_images(it, (images.TEST,))[images.TEST]
+    tag = provide_images(it, (images.TEST,), pull=False)[images.TEST]
     argv = ["docker", "run", "--rm", "--shm-size=1g", f"--volume={ROOT}:/src:ro", "--workdir=/src"]
     argv += ["--env=HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis", tag]
     argv += ["-p", "no:cacheprovider", "tests/connector", *words]
-    return subprocess.run(argv, check=False, env=command.environment()).returncode
+    return command.attach(*argv, fix=_DOCKER_FIX)
+
+
+def require_readable_checkout(root: Path = ROOT) -> None:
+    """Check that the container that tests the connector can read it: a umask of 077 hides it.
+
+    Raises:
+        StepError: it cannot.
+    """
+    parts = [root / name for name in _TESTED if (root / name).exists()]
+    hidden = [root] if not container_user.may_read(root) else []
+    hidden += [path for part in parts for path in container_user.find_unreadable(part)]
+    if hidden:
+        raise StepError(
+            "the test container cannot read this folder",
+            expected=f"files that uid {container_user.UID}, the user in the containers, may read",
+            found=f"{hidden[0]} {container_user.describe_mode(hidden[0])}",
+            fix=f"chmod o+rx '{root}' && chmod -R o+rX {' '.join(str(part) for part in parts)}",
+        )
 
 
 def make_venv(it: Context, _: list[str]) -> int:

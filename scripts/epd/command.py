@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from epd.errors import CommandError
+from epd.errors import CommandError, StepError
 
 _NOT_FOUND = 127
 READ_TIMEOUT_S = 60.0
@@ -96,6 +96,20 @@ def show(*argv: str, fix: str, timeout_s: float, env: Mapping[str, str] | None =
         code = None
     if code != 0:
         raise CommandError(argv, code=code, output="(see above)", fix=fix)
+
+
+def attach(*argv: str, fix: str, env: Mapping[str, str] | None = None) -> int:
+    """Run a program on the terminal for as long as it takes; return its exit code, which is its own to explain.
+
+    Raises:
+        StepError: there is no such program; `fix` says how to get it.
+    """
+    try:
+        return subprocess.run(argv, check=False, env=environment(env)).returncode
+    except FileNotFoundError as error:
+        raise StepError(
+            f"{argv[0]} is missing", expected=f"a program {argv[0]} on the PATH", found="none", fix=fix
+        ) from error
 
 
 def follow(

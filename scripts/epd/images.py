@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
+from urllib.parse import urlsplit
 
 from epd import base_image, command
 from epd.buildlog import BuildLog
 from epd.display import Display
 from epd.errors import StepError
+from epd.settings import Settings
 
 BAKE_FILE = "docker/docker-bake.hcl"
 SERVED = ("cpu", "proxy")
@@ -33,13 +35,19 @@ def served(profile: str) -> tuple[str, str]:
     return profile, "proxy"
 
 
-def inputs_hash(root: Path) -> str:
-    """Return a hash of every file that goes into the images: its path, its mode for execution, its bytes."""
+def inputs_hash(settings: Settings) -> str:
+    """Return a hash of what goes into the images: each file's path, mode for execution and bytes, and the settings.
+
+    Of an address only what is no secret: a new password makes no new image.
+    """
     digest = hashlib.sha256()
-    for path in _input_files(root):
+    for path in _input_files(settings.root):
         executable = b"x" if path.stat().st_mode & 0o100 else b"-"
         content = hashlib.sha256(path.read_bytes()).digest()
-        digest.update(f"{path.relative_to(root)}\0".encode() + executable + content)
+        digest.update(f"{path.relative_to(settings.root)}\0".encode() + executable + content)
+    torch_index = urlsplit(settings.torch_index_url)
+    index = torch_index._replace(netloc=torch_index.netloc.rpartition("@")[2]).geturl()
+    digest.update(f"{settings.base_image}\0{index}".encode())
     return digest.hexdigest()[:32]
 
 
@@ -54,22 +62,32 @@ def _input_files(root: Path) -> Iterator[Path]:
                 yield path
 
 
-def bake_environment(versions: Mapping[str, str], *, base: str, inputs: str, root: Path) -> dict[str, str]:
-    """Return the values of the variables in the bake file: versions.env wins over the caller's environment.
+def bake_variables(settings: Settings, versions: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of the bake file that the names of the images depend on.
 
-    A CI image may well have a PYTHON_VERSION of its own. Proxies, and the package indexes that pip was told to use, are
-    the caller's.
+    versions.env wins over the caller's environment, where a CI image may well have a VLLM_VERSION of its own.
     """
-    revision = command.probe("git", "-C", str(root), "rev-parse", "HEAD").stdout.strip()
-    values = {**versions, "EPD_INPUTS": inputs, "EPD_REVISION": revision, "CA_BUNDLE": ca_bundle(os.environ)}
-    if base:
-        values["BASE_IMAGE"] = base
-    return values
+    return {**versions, "REGISTRY": settings.registry}
 
 
-def ca_bundle(environ: Mapping[str, str]) -> str:
-    """Return the certificates this machine trusts, for downloads in the build; an empty file where it has none."""
-    candidates = (environ.get("SSL_CERT_FILE", ""), environ.get("PIP_CERT", ""), "/etc/ssl/certs/ca-certificates.crt")
+def bake_environment(settings: Settings, versions: Mapping[str, str], *, base: str, inputs: str) -> dict[str, str]:
+    """Return the values of all variables of the bake file."""
+    revision = command.probe("git", "-C", str(settings.root), "rev-parse", "HEAD").stdout.strip()
+    values = {
+        **bake_variables(settings, versions),
+        "EPD_INPUTS": inputs,
+        "EPD_REVISION": revision,
+        "CA_BUNDLE": ca_bundle(settings.ca_bundle, os.environ),
+        "BASE_IMAGE": base,
+        "PIP_INDEX_URL": settings.pip_index_url,
+        "TORCH_INDEX_URL": settings.torch_index_url,
+    }
+    return {name: value for name, value in values.items() if value or name == "REGISTRY"}
+
+
+def ca_bundle(chosen: str, environ: Mapping[str, str]) -> str:
+    """Return the certificates for downloads in the build: those chosen, or this machine's; an empty file if none."""
+    candidates = (chosen, environ.get("PIP_CERT", ""), "/etc/ssl/certs/ca-certificates.crt")
     return next((name for name in candidates if name and Path(name).is_file()), "/dev/null")
 
 
@@ -91,13 +109,16 @@ def is_current(tag: str, inputs: str) -> bool:
     return result.ok and result.stdout.strip() == inputs
 
 
-def pull(names: Mapping[str, str]) -> None:
-    """Pull prebuilt images.
+def pull(names: Mapping[str, str], *, anew: bool) -> None:
+    """Pull prebuilt images: those that are not here, or all of them `anew`.
 
     Raises:
         StepError: one cannot be pulled.
     """
     for tag in names.values():
+        if not anew and base_image.is_there(tag):
+            print(f"Image {tag}: already here (`make pull` asks the registry, EPD_PULL=0 builds)", flush=True)
+            continue
         print(f"Pulling {tag} …", flush=True)
         reason = base_image.pull(tag, first_answer_s=_PULL_FIRST_ANSWER_S)
         if reason is not None:
@@ -134,6 +155,14 @@ def build(root: Path, targets: tuple[str, ...], environment: Mapping[str, str], 
             fix=f"see {log}; a download that broke off is worth a second `make up`, finished steps are kept",
         )
     print(f"  built in {time.monotonic() - began_s:.0f} s", flush=True)
+
+
+def remove_replaced() -> None:
+    """Remove our images that lost their name to a newer one, 6.5 GB each; one that a container uses stays."""
+    result = command.probe("docker", "image", "prune", "--force", "--filter", f"label={INPUTS_LABEL}", timeout_s=300)
+    lines = [line for line in result.stdout.splitlines() if line.startswith("Total reclaimed space:")]
+    if "deleted:" in result.stdout and lines:
+        print(f"Removed images that newer ones replaced ({lines[-1].partition(': ')[2]})", flush=True)
 
 
 class _Progress:

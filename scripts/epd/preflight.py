@@ -105,7 +105,7 @@ def _image_names(settings: Settings, versions: Mapping[str, str], planned: Plann
     """Return the images that a start would use; none where buildx cannot tell, then Compose's defaults count."""
     serving, proxy = images.served(planned.host.hardware)
     try:
-        tags = images.tags(settings.root, (serving, proxy), versions)
+        tags = images.tags(settings.root, (serving, proxy), images.bake_variables(settings, versions))
     except StepError:
         return {}
     return {"EPD_IMAGE": tags[serving], "EPD_PROXY_IMAGE": tags[proxy]}

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import stat
-from collections.abc import Iterator
 from pathlib import Path
 
+from epd import container_user
 from epd.errors import StepError
 
 MODEL_MOUNT = "/models"
 """Where the containers see the folder or volume EPD_MODELS."""
 VARIABLES = ("EPD_MODEL", "EPD_MODELS", "EPD_SERVED_MODEL_NAME", "HF_HUB_OFFLINE")
 """What MODEL stands for."""
-CONTAINER_UID = 1000
-"""The user of our images."""
 _TINY = "tiny"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
@@ -43,43 +40,14 @@ def variables(wanted: str, root: Path) -> dict[str, str]:
     )
 
 
-def find_unreadable(start: Path) -> Iterator[Path]:
-    """Yield what the user of our containers may not read at or below `start`; hidden files do not count.
-
-    Folders above `start` do not matter: it is mounted by the engine, which is root.
-    """
-    if not _readable(start):
-        yield start
-        return
-    for folder, folders, files in os.walk(start):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = [*folders, *sorted(name for name in files if not name.startswith("."))]
-        for path in (Path(folder, name) for name in names):
-            if not _readable(path):
-                yield path
-
-
-def _readable(path: Path) -> bool:
-    """Whether the mode of a file or folder lets the user of our containers in; a broken link is not judged here."""
-    try:
-        found = path.stat()
-    except PermissionError:
-        return False
-    except OSError:
-        return True
-    wanted = 0o5 if stat.S_ISDIR(found.st_mode) else 0o4
-    shift = 6 if found.st_uid == CONTAINER_UID else 3 if found.st_gid == CONTAINER_UID else 0
-    return (found.st_mode >> shift) & wanted == wanted
-
-
 def _check_folder(folder: Path) -> None:
     """Check that a folder can be served when nothing but itself is mounted."""
-    unreadable = next(find_unreadable(folder), None)
+    unreadable = next(container_user.find_unreadable(folder), None)
     if unreadable:
         raise StepError(
             "MODEL cannot be read by the containers",
-            expected=f"files that uid {CONTAINER_UID}, the user in the containers, may read",
-            found=f"{unreadable} has mode {_mode(unreadable)}",
+            expected=f"files that uid {container_user.UID}, the user in the containers, may read",
+            found=f"{unreadable} {container_user.describe_mode(unreadable)}",
             fix=f"chmod -R o+rX '{folder}'",
         )
     outside = [path for path in folder.iterdir() if not path.resolve().is_relative_to(folder)]
@@ -97,10 +65,3 @@ def _check_folder(folder: Path) -> None:
             found=f"{folder} has none",
             fix="name the folder of a Hugging Face model (the one with config.json and *.safetensors)",
         )
-
-
-def _mode(path: Path) -> str:
-    try:
-        return f"{path.stat().st_mode & 0o7777:04o}"
-    except PermissionError:
-        return "that hides it even from you"

@@ -1,21 +1,58 @@
 """The commands as a person runs them, through make."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from epd import cli
+from epd import cli, command
+from epd.errors import StepError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def make(*words, **environ):
+# A host that has all, with an image registry of its own; each build writes down which registry it was told.
+DOCKER = """case "$*" in
+  --version|version*|"compose version"*|"buildx version"*) echo 29.1.2;;
+  info*) echo id;;
+  *bake*--print*) printf '{"target": {'; for n in cpu cpu-test proxy; do
+    printf '"%s": {"tags": ["%sascend-epd-%s:1"]}, ' $n "$REGISTRY" $n; done; echo '"x": {"tags": ["x"]}}}';;
+  "image inspect"*debian*) echo id;;
+  "image inspect"*) exit 1;;
+  *bake*) echo "built for $REGISTRY" >> "$(dirname "$0")/calls.txt";;
+esac"""
+BLOCK = """# >>> ascend-epd: kept
+COMPOSE_PROJECT_NAME=ascend-epd
+COMPOSE_FILE=compose/1e1pd.yaml
+EPD_IMAGE=r.example/ascend-epd-cpu:0.0.9
+EPD_PROXY_IMAGE=r.example/ascend-epd-proxy:0.0.9
+EPD_PROXY_PORT=8000
+EPD_PULL=1
+REGISTRY=r.example/
+# <<< ascend-epd
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A copy of what `make` needs, for commands that change the project's folder."""
+    for name in ("REGISTRY", "EPD_PULL"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    shutil.copy(ROOT / "Makefile", folder)
+    for name in ("scripts", "compose", "docker"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def make(*words, cwd=ROOT):
     done = subprocess.run(
         ["make", "--no-print-directory", f"PYTHON={sys.executable}", *words],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+        cwd=cwd, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
@@ -46,3 +83,68 @@ def test_a_value_that_cannot_be_ends_in_one_clear_error():
 @pytest.mark.parametrize("path", [".ci/run", *[str(p.relative_to(ROOT)) for p in (ROOT / "scripts").glob("*.sh")]])
 def test_shell_scripts_parse(path):
     subprocess.run(["bash", "-n", path], cwd=ROOT, check=True)
+
+
+def test_clean_removes_what_make_up_made_also_under_earlier_names(programs, checkout):
+    programs.add("docker", DOCKER.replace('"image inspect"*) exit 1', '"image inspect"*) echo id'))
+    (checkout / ".env").write_text(f"MY_LINE=1\n{BLOCK}")
+    (checkout / "build").mkdir()
+    (checkout / "build" / "images.log").touch()
+    code, text = make("clean", cwd=checkout)
+    assert code == 0, text
+    assert "docker compose down --remove-orphans --timeout 30 --volumes" in programs.calls
+    (removed,) = [call.split() for call in programs.calls if call.startswith("docker image rm")]
+    assert {"r.example/ascend-epd-cpu:0.0.9", "r.example/ascend-epd-proxy:0.0.9"} <= set(removed)
+    assert {"r.example/ascend-epd-cpu:1", "r.example/ascend-epd-cpu-test:1"} <= set(removed)
+    assert "docker image prune --force --filter label=org.ascend-epd.inputs" in programs.calls
+    assert not (checkout / "build").exists()
+    assert (checkout / ".env").read_text() == "MY_LINE=1\n"
+
+
+def test_build_builds_under_the_remembered_registry_and_removes_what_it_replaced(programs, checkout):
+    programs.add("docker", DOCKER)
+    (checkout / ".env").write_text(BLOCK)
+    code, text = make("build", cwd=checkout)
+    assert code == 0, text
+    built = programs.calls.index("built for r.example/")
+    assert programs.calls[built + 1] == "docker image prune --force --filter label=org.ascend-epd.inputs"
+    assert not any(call.startswith("docker pull") for call in programs.calls)
+
+
+def test_a_typo_is_told_and_does_not_stop_anything(programs, checkout):
+    programs.add("docker", DOCKER)
+    (checkout / ".env").write_text(f"EPD_PROXI_PORT=9000\n{BLOCK}")
+    code, text = make("down", cwd=checkout)
+    assert code == 0, text
+    assert "Warning: EPD_PROXI_PORT (in .env) is not a setting; did you mean EPD_PROXY_PORT?" in text
+
+
+def test_a_stack_can_be_stopped_whatever_is_wrong_with_the_settings(programs, checkout):
+    programs.add("docker", DOCKER)
+    (checkout / ".env").write_text(f"MODEL=/no/such/folder\nEPD_MEMORY_LIMIT=much\n{BLOCK}")
+    assert make("down", cwd=checkout)[0] == 0
+    code, text = make("plan", cwd=checkout)
+    assert code != 0
+    assert "MODEL is not usable" in text
+
+
+def test_a_program_that_is_missing_is_a_clear_error():
+    with pytest.raises(StepError, match=r"no-such-program is missing[\s\S]*install it"):
+        command.attach("no-such-program", fix="install it")
+    assert command.attach("sh", "-c", "exit 3", fix="") == 3
+
+
+@pytest.mark.parametrize(("name", "mode"), [(".", 0o700), ("tests", 0o700), ("tests/test_x.py", 0o600)])
+def test_a_checkout_that_containers_cannot_read_is_refused_with_the_way_to_open_it(tmp_path, name, mode):
+    tmp_path.chmod(0o755)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_x.py").touch()
+    for path in (tmp_path / "tests", tmp_path / "tests" / "test_x.py"):
+        path.chmod(0o755)
+    cli.require_readable_checkout(tmp_path)
+    (tmp_path / name).chmod(mode)
+    with pytest.raises(StepError, match="the test container cannot read this folder") as caught:
+        cli.require_readable_checkout(tmp_path)
+    assert f"{tmp_path / name} has mode {mode:04o}" in caught.value.found
+    subprocess.run(["sh", "-c", caught.value.fix], check=True)
+    cli.require_readable_checkout(tmp_path)

@@ -19,13 +19,17 @@ def root(tmp_path):
     return tmp_path
 
 
+def inputs(root, **environ):
+    return images.inputs_hash(settings.load(root, environ))
+
+
 def test_the_hash_follows_every_input_and_nothing_else(root):
-    first = images.inputs_hash(root)
+    first = inputs(root)
     (root / "proxy" / "src" / "__pycache__").mkdir()
     (root / "proxy" / "src" / "__pycache__" / "app.pyc").write_text("cache")
     (root / "README.md").write_text("not in the build context")
     os.utime(root / "proxy" / "src" / "app.py", (1, 1))
-    assert images.inputs_hash(root) == first
+    assert inputs(root) == first
     seen = {first}
     for change in (
         lambda: (root / "proxy" / "src" / "app.py").write_text("x = 2\n"),
@@ -35,8 +39,16 @@ def test_the_hash_follows_every_input_and_nothing_else(root):
         lambda: (root / "scripts" / "tiny_model.py").write_text("new file"),
     ):
         change()
-        seen.add(images.inputs_hash(root))
+        seen.add(inputs(root))
     assert len(seen) == 6
+
+
+def test_the_hash_follows_what_the_build_is_told_but_no_secret(root):
+    plain, base = inputs(root), inputs(root, EPD_BASE_IMAGE="b:1")
+    index = inputs(root, TORCH_INDEX_URL="https://t.example/cpu")
+    assert len({plain, base, index}) == 3
+    assert inputs(root, TORCH_INDEX_URL="https://me:secret@t.example/cpu") == index
+    assert inputs(root, PIP_INDEX_URL="https://p.example", REGISTRY="r/", EPD_PULL="1") == plain
 
 
 def test_is_current_compares_the_label(programs):
@@ -55,14 +67,43 @@ def test_the_names_of_images_come_from_the_bake_file(programs, root):
         images.tags(root, ("cpu",), {})
 
 
-def test_versions_win_over_the_caller_s_environment(programs, root, monkeypatch):
-    monkeypatch.setenv("PYTHON_VERSION", "3.13.1")
-    programs.add("docker", "env | grep -E '^(PYTHON_VERSION|BASE_IMAGE|EPD_INPUTS)=' | sort; exit 1")
-    environment = images.bake_environment({"PYTHON_VERSION": "3.11"}, base="b:1", inputs="h", root=root)
+def test_versions_and_env_file_win_over_the_caller_s_environment(programs, root, monkeypatch):
+    for name in ("VLLM_VERSION", "REGISTRY", "BASE_IMAGE"):
+        monkeypatch.setenv(name, "stray")
+    (root / ".env").write_text(
+        "REGISTRY=r.example/\nPIP_INDEX_URL=https://p.example\nTORCH_INDEX_URL=https://t.example\n"
+    )
+    names = "VLLM_VERSION|BASE_IMAGE|EPD_INPUTS|REGISTRY|PIP_INDEX_URL|TORCH_INDEX_URL"
+    programs.add("docker", f"env | grep -E '^({names})='; exit 1")
+    environment = images.bake_environment(settings.load(root, {}), {"VLLM_VERSION": "0.23.0"}, base="b:1", inputs="h")
     with pytest.raises(StepError) as caught:
         images.build(root, ("cpu",), environment, timeout_s=20)
-    for line in ("PYTHON_VERSION=3.11", "BASE_IMAGE=b:1", "EPD_INPUTS=h"):
-        assert line in caught.value.found
+    wanted = ["VLLM_VERSION=0.23.0", "BASE_IMAGE=b:1", "EPD_INPUTS=h", "REGISTRY=r.example/"]
+    for line in (*wanted, "PIP_INDEX_URL=https://p.example", "TORCH_INDEX_URL=https://t.example"):
+        assert line in caught.value.found.split()
+
+
+def test_without_a_registry_set_the_names_have_no_prefix_whatever_the_shell_says(root):
+    assert images.bake_variables(settings.load(root, {}), {"EPD_VERSION": "1"}) == {"EPD_VERSION": "1", "REGISTRY": ""}
+
+
+def test_images_that_are_here_are_pulled_only_when_asked(programs):
+    programs.add("docker", 'case "$*" in *here:1) ;; "pull gone:1") ;; *) exit 1;; esac')
+    names = {"cpu": "here:1", "proxy": "gone:1"}
+    images.pull(names, anew=False)
+    assert [call for call in programs.calls if " pull " in call] == ["docker pull gone:1"]
+    images.pull(names, anew=True)
+    assert [call for call in programs.calls if " pull " in call][1:] == ["docker pull here:1", "docker pull gone:1"]
+
+
+def test_what_newer_images_replaced_is_removed_and_said(programs, capsys):
+    programs.add("docker", "printf 'Deleted Images:\\ndeleted: sha256:ab\\n\\nTotal reclaimed space: 6.5GB\\n'")
+    images.remove_replaced()
+    assert programs.calls == ["docker image prune --force --filter label=org.ascend-epd.inputs"]
+    assert "newer ones replaced (6.5GB)" in capsys.readouterr().out
+    programs.add("docker", "echo 'Total reclaimed space: 0B'")
+    images.remove_replaced()
+    assert capsys.readouterr().out == ""
 
 
 def test_a_failed_build_shows_its_last_lines_and_where_the_rest_is(programs, root):
@@ -93,7 +134,8 @@ def test_proxies_of_the_caller_reach_the_build(programs, root, monkeypatch):
 def test_ca_bundle_is_the_first_that_exists(tmp_path):
     bundle = tmp_path / "ca.pem"
     bundle.touch()
-    assert images.ca_bundle({"SSL_CERT_FILE": "/none", "PIP_CERT": str(bundle)}) == str(bundle)
+    assert images.ca_bundle(str(bundle), {"PIP_CERT": "/none"}) == str(bundle)
+    assert images.ca_bundle("/none", {"PIP_CERT": str(bundle)}) == str(bundle)
 
 
 def test_pull_gives_up_on_a_silent_registry(programs):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from epd import served_model
+from epd import container_user, served_model
 from epd.errors import StepError
 
 
@@ -37,15 +37,16 @@ def test_what_the_containers_may_not_read_is_named_with_the_way_to_open_it(folde
 
 
 def test_hidden_files_and_links_that_lead_nowhere_do_not_count(folder):
-    (folder / ".git").mkdir(mode=0o700)
+    for name in (".git", "__pycache__"):
+        (folder / name).mkdir(mode=0o700)
     (folder / "old.bin").symlink_to("no-such-file")
-    assert list(served_model.find_unreadable(folder)) == []
+    assert list(container_user.find_unreadable(folder)) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 def test_files_of_the_containers_own_user_need_no_more(folder):
     path = folder / "model.safetensors"
     path.chmod(0o400)
-    assert list(served_model.find_unreadable(folder)) == [path]
-    os.chown(path, served_model.CONTAINER_UID, 0)
-    assert list(served_model.find_unreadable(folder)) == []
+    assert list(container_user.find_unreadable(folder)) == [path]
+    os.chown(path, container_user.UID, 0)
+    assert list(container_user.find_unreadable(folder)) == []
