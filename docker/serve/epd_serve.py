@@ -17,16 +17,16 @@ import ipaddress
 import json
 import os
 import shlex
+import socket
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 VLLM_ROLES = ("encode", "prefill-decode", "prefill", "decode", "monolith")
+EC_ROLES = ("encode", "prefill-decode", "prefill")
 ROLES = (*VLLM_ROLES, "mooncake-master", "mooncake-store", "proxy")
 
 # What the health check has to know about the running role.
@@ -141,6 +141,8 @@ class Settings:
     bind_host: str
     port: int
     advertise_host: str
+    ec_store: str
+    ec_shared_dir: str
     mooncake_host: str
     mooncake_ports: MooncakePorts
     store_size_mb: int
@@ -232,6 +234,8 @@ def read_settings(role: str, environ: Mapping[str, str]) -> Settings:
         bind_host=read.text("EPD_BIND_HOST", "0.0.0.0"),
         port=read.number("EPD_PORT", 8000, 1, 65535),
         advertise_host=read.peer_host("EPD_ADVERTISE_HOST", role),
+        ec_store=read.choice("EPD_EC_STORE", "mooncake", ("mooncake", "shared_dir")),
+        ec_shared_dir=read.text("EPD_EC_SHARED_DIR", "/ec"),
         mooncake_host=read.peer_host("EPD_MOONCAKE_HOST", "mooncake-master"),
         mooncake_ports=read.mooncake_ports(),
         store_size_mb=read.number("EPD_STORE_SIZE_MB", 512, 16, 16_777_216),
@@ -253,6 +257,9 @@ def read_settings(role: str, environ: Mapping[str, str]) -> Settings:
     if role in VLLM_ROLES and HARDWARE[settings.hardware].npu and not _is_address(settings.advertise_host):
         found = f"EPD_ADVERTISE_HOST={settings.advertise_host!r}"
         read.faults.append(f"{found}: expected an IP address on an NPU host: the transfer engine's id is the address")
+    if role in EC_ROLES and settings.ec_store == "shared_dir" and not Path(settings.ec_shared_dir).is_dir():
+        found = f"EPD_EC_SHARED_DIR={settings.ec_shared_dir!r}"
+        read.faults.append(f"{found}: no directory there; expected a volume that all instances mount")
     if read.faults:
         raise ConfigurationError("cannot start:\n" + "\n".join(f"  - {fault}" for fault in read.faults))
     return settings
@@ -285,13 +292,26 @@ def ec_transfer_config(role: str, settings: Settings) -> dict[str, object]:
         "ec_connector_module_path": "epd_connector.connector",
         "ec_role": "ec_producer" if role == "encode" else "ec_consumer",
         "ec_connector_extra_config": {
-            "store": "mooncake",
-            "master_server_address": f"{settings.mooncake_host}:{settings.mooncake_ports.rpc}",
-            "metadata_server": f"http://{settings.mooncake_host}:{settings.mooncake_ports.metadata}/metadata",
-            "local_hostname": settings.advertise_host,
+            **ec_store_config(settings),
             "metrics_host": settings.bind_host,
             "metrics_port": settings.ec_metrics_port,
         },
+    }
+
+
+def ec_store_config(settings: Settings) -> dict[str, object]:
+    """Return the part of the EC connector's configuration that says where embeddings are kept."""
+    if settings.ec_store == "shared_dir":
+        return {
+            "store": "shared_dir",
+            "shared_dir_path": settings.ec_shared_dir,
+            "shared_dir_size_mb": settings.store_size_mb,
+        }
+    return {
+        "store": "mooncake",
+        "master_server_address": f"{settings.mooncake_host}:{settings.mooncake_ports.rpc}",
+        "metadata_server": f"http://{settings.mooncake_host}:{settings.mooncake_ports.metadata}/metadata",
+        "local_hostname": settings.advertise_host,
     }
 
 
@@ -333,7 +353,7 @@ def vllm_command(role: str, settings: Settings) -> list[str]:
     if role == "encode":
         # An encode-only instance allocates no KV cache, so there is no prefix to keep.
         command += ["--no-enable-prefix-caching"]
-    if role in ("encode", "prefill-decode", "prefill"):
+    if role in EC_ROLES:
         command += ["--ec-transfer-config", json.dumps(ec_transfer_config(role, settings))]
     if role in ("prefill", "decode"):
         command += ["--kv-transfer-config", json.dumps(kv_transfer_config(role, settings))]
@@ -423,17 +443,31 @@ def check_health(state_dir: Path, timeout_s: float = 15.0) -> tuple[bool, str]:
     except FileNotFoundError:
         return False, "no role was started in this container: run `epd-serve ROLE`"
     ready = state_dir / "ready"
-    try:
-        # Never through an HTTP proxy that the environment may name.
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(state["url"], timeout=timeout_s):
-            ready.touch()
-            return True, f"{state['role']}: ready"
-    except OSError as error:
-        reason = getattr(error, "reason", error)
+    reason = _ask(state["url"], timeout_s)
+    if not reason:
+        ready.touch()
+        return True, f"{state['role']}: ready"
     if ready.exists():
         return False, f"{state['role']}: dead: it was ready, now {state['url']} gives {reason}"
     return False, f"{state['role']}: loading for {time.time() - state['started_at_s']:.0f} s ({reason})"
+
+
+def _ask(url: str, timeout_s: float) -> str:
+    """Return why a GET of the URL did not give 200, or nothing.
+
+    By hand, as this runs in every container every few seconds and urllib alone costs more than all the rest; and never
+    through an HTTP proxy that the environment may name.
+    """
+    authority, path = url.removeprefix("http://").split("/", 1)
+    host, port = authority.rsplit(":", 1)
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as connection:
+            connection.sendall(f"GET /{path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n".encode())
+            with connection.makefile("rb") as answer:
+                status_line = answer.readline().decode("latin-1").strip()
+    except OSError as error:
+        return str(error)
+    return "" if status_line.split(" ")[1:2] == ["200"] else status_line or "no answer"
 
 
 def show(environment: Mapping[str, str], command: Sequence[str]) -> str:
