@@ -115,3 +115,18 @@ def test_an_inventory_is_planned_anywhere_and_this_machine_finds_itself_in_it(ro
 def test_what_cannot_be_is_refused(environ, message, root, fake):
     with pytest.raises(StepError, match=message):
         make(root, fake, MODEL="my-model", **environ)
+
+
+def test_a_pool_that_does_not_fit_into_its_container_is_refused(root, fake, tmp_path):
+    cpu = FakeHost(tmp_path / "cpu-host", "cpu")
+    with pytest.raises(StepError, match=r"4096 \+ 128 = 4224 MiB; EPD_STORE_MEMORY_LIMIT=2g is 2048 MiB"):
+        make(root, cpu, EPD_STORE_SIZE_MB="4096")
+    make(root, cpu, EPD_STORE_SIZE_MB="4096", EPD_STORE_MEMORY_LIMIT="5g")
+    make(root, fake, MODEL="my-model", EPD_STORE_SIZE_MB="16384")  # there the limit follows the size
+    with pytest.raises(StepError, match=r"8192 \+ 128"):
+        make(root, fake, MODEL="my-model", EPD_STORE_MEMORY_LIMIT="4g")
+
+
+def test_the_default_limit_is_the_one_in_the_compose_file():
+    text = (ROOT / "compose" / "services.yaml").read_text()
+    assert f"${{EPD_STORE_MEMORY_LIMIT:-{planning._STORE_MEMORY_LIMIT}}}" in text
