@@ -66,3 +66,10 @@ def test_the_project_s_own_file_has_what_the_host_scripts_read():
     for name in ("MIN_DOCKER_ENGINE", "MIN_COMPOSE", "MIN_BUILDX", "EPD_VERSION"):
         assert versions.parse(found[name]), name
     assert re.fullmatch(r"[a-z]+", found["DEBIAN_SUITE"])
+
+
+def test_every_version_is_read_by_something():
+    readers = [ROOT / "docker" / "docker-bake.hcl", *(ROOT / "scripts").rglob("*.py")]
+    text = "\n".join(path.read_text() for path in readers)
+    unread = [name for name in versions.load(ROOT / "docker" / "versions.env") if not re.search(rf"\b{name}\b", text)]
+    assert unread == []
