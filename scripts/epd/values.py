@@ -16,7 +16,13 @@ LEAST_MEMORY_BYTES = 64 * _MIB
 STORE_PROCESS_MIB = 128
 """What the store's process needs beside its pool; 39 MiB were measured with an empty pool."""
 _MEMORY = ("EPD_MEMORY_LIMIT", "EPD_STORE_MEMORY_LIMIT", "EPD_PROXY_MEMORY_LIMIT", "EPD_SHM_SIZE")
-_COUNTS = {"EPD_MAX_MODEL_LEN": 1, "EPD_MAX_NUM_SEQS": 1, "EPD_STORE_SIZE_MB": 16, "EPD_CPU_THREADS": 1}
+_COUNTS = {
+    "EPD_MAX_MODEL_LEN": 1,
+    "EPD_MAX_NUM_SEQS": 1,
+    "EPD_STORE_SIZE_MB": 16,
+    "EPD_CPU_THREADS": 1,
+    "EPD_CPU_KV_CACHE_GIB": 1,
+}
 """Whole numbers and the least each may be."""
 _FLAGS = ("EPD_EXPERT_PARALLEL", "EPD_SKIP_MEMORY_CHECK")
 

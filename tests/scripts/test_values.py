@@ -34,6 +34,7 @@ def test_no_limit_and_a_default_are_fine():
         ("EPD_MAX_NUM_SEQS", "-1"),
         ("EPD_STORE_SIZE_MB", "8"),
         ("EPD_STORE_SIZE_MB", "²"),
+        ("EPD_CPU_KV_CACHE_GIB", "1.5"),
         ("EPD_EXPERT_PARALLEL", "yep"),
         ("EPD_PROXY_MEMORY_LIMIT", "2"),
     ],
