@@ -20,11 +20,12 @@ from epd_connector.metrics import Metrics
 from epd_connector.producer_scheduler import ProducerScheduler
 from epd_connector.scheduler import ConsumerScheduler
 from epd_connector.slab import name_directory
-from epd_connector.store.mooncake import MooncakeStore
+from epd_connector.store.factory import make_store
 from epd_connector.worker import Worker
 
 IDENTITY = ModelIdentity(model="tests/model", dtype="bfloat16")
 STALL_S = 0.005
+BACKENDS = pytest.mark.parametrize("any_store", ["mooncake", "shared_dir"], indirect=True)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
@@ -37,8 +38,10 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
 class Instance:
     """One engine: its worker, its scheduler, and the calls vLLM makes in one step."""
 
-    def __init__(self, pool: MooncakePool, slab_dir: Path, name: str, *, is_producer: bool, **extra: object) -> None:
-        config = read_config({**pool.extra_config, "slab_dir": str(slab_dir), "slab_size_mb": 16, **extra})
+    def __init__(
+        self, store: dict[str, object], slab_dir: Path, name: str, *, is_producer: bool, **extra: object
+    ) -> None:
+        config = read_config({**store, "slab_dir": str(slab_dir), "slab_size_mb": 16, **extra})
         engine = Engine(name, 0, 1, is_producer, not is_producer, {}, IDENTITY)
         directory = name_directory(config.slab_dir, name, 0)
         self.metrics, self.scheduler_metrics = Metrics(), Metrics()
@@ -49,7 +52,7 @@ class Instance:
             directory=directory,
             device="cpu",
             metrics=self.metrics,
-            store=MooncakeStore(config, "127.0.0.1"),
+            store=make_store(config, lambda: "127.0.0.1"),
         )
         make = ProducerScheduler if is_producer else ConsumerScheduler
         self.scheduler: ProducerScheduler | ConsumerScheduler = make(
@@ -121,14 +124,37 @@ Make = Callable[..., Instance]
 
 
 @pytest.fixture
-def make(pool: MooncakePool, tmp_path: Path) -> Iterator[Make]:
+def store(pool: MooncakePool) -> dict[str, object]:
+    """Settings of the store; parametrised by those tests that hold for every backend."""
+    return pool.extra_config
+
+
+@pytest.fixture
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, object]:
+    if request.param == "mooncake":
+        pool: MooncakePool = request.getfixturevalue("pool")
+        return pool.extra_config
+    (tmp_path / "store").mkdir()
+    return {"store": "shared_dir", "shared_dir_path": str(tmp_path / "store"), "shared_dir_size_mb": 64}
+
+
+@pytest.fixture
+def make(store: dict[str, object], tmp_path: Path) -> Iterator[Make]:
+    yield from make_instances(store, tmp_path / "shm")
+
+
+@pytest.fixture
+def make_any(any_store: dict[str, object], tmp_path: Path) -> Iterator[Make]:
+    yield from make_instances(any_store, tmp_path / "shm")
+
+
+def make_instances(store: dict[str, object], slab_dir: Path) -> Iterator[Make]:
     instances: list[Instance] = []
-    slab_dir = tmp_path / "shm"
     slab_dir.mkdir()
 
     def start(name: str, **options: object) -> Instance:
         is_producer = name.startswith("encode")
-        instance = Instance(pool, slab_dir, name, is_producer=is_producer, **options)
+        instance = Instance(store, slab_dir, name, is_producer=is_producer, **options)
         instances.append(instance)
         wait_until(instance.is_healthy)
         return instance
@@ -144,8 +170,9 @@ def embedding(rows: int = 64, width: int = 128, seed: int = 0, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_embedding_arrives_bit_for_bit(make: Make, dtype: torch.dtype) -> None:
-    encode, consume = make("encode"), make("consume")
+@BACKENDS
+def test_embedding_arrives_bit_for_bit(make_any: Make, dtype: torch.dtype) -> None:
+    encode, consume = make_any("encode"), make_any("consume")
     tensor = embedding(dtype=dtype)
     encode.encode("a", tensor)
     taken = consume.take("a", 64)
@@ -167,8 +194,9 @@ def test_view_with_strides_arrives_and_a_copy_is_kept(make: Make) -> None:
     assert torch.equal(taken, tensor)
 
 
-def test_item_is_visible_when_the_encode_step_ends(make: Make) -> None:
-    encode, consume = make("encode"), make("consume")
+@BACKENDS
+def test_item_is_visible_when_the_encode_step_ends(make_any: Make) -> None:
+    encode, consume = make_any("encode"), make_any("consume")
     for number in range(30):
         encode.encode(f"item{number}", embedding(seed=number))
         assert consume.take(f"item{number}", 64) is not None
@@ -178,15 +206,17 @@ def test_item_is_visible_when_the_encode_step_ends(make: Make) -> None:
     assert max(encode.slowest_stall_s, consume.slowest_stall_s) <= STALL_S
 
 
-def test_embedding_outlives_its_encoder(make: Make) -> None:
-    encode, consume = make("encode"), make("consume")
+@BACKENDS
+def test_embedding_outlives_its_encoder(make_any: Make) -> None:
+    encode, consume = make_any("encode"), make_any("consume")
     encode.encode("a", embedding())
     encode.close()
     assert consume.take("a", 64) is not None
 
 
-def test_unannounced_request_gets_its_item_too(make: Make) -> None:
-    encode, consume = make("encode"), make("consume")
+@BACKENDS
+def test_unannounced_request_gets_its_item_too(make_any: Make) -> None:
+    encode, consume = make_any("encode"), make_any("consume")
     encode.encode("a", embedding())
     taken, _ = consume.take_now("a", 64)
     assert taken is not None
@@ -213,8 +243,9 @@ def test_hung_master_holds_the_scheduler_for_one_limit_only(make: Make, pool: Mo
     pool.resume_master()
 
 
-def test_absent_item_is_a_miss(make: Make) -> None:
-    consume = make("consume")
+@BACKENDS
+def test_absent_item_is_a_miss(make_any: Make) -> None:
+    consume = make_any("consume")
     assert consume.take("never", 64) is None
     assert consume.misses("absent") == 1
 
@@ -228,9 +259,9 @@ def test_other_row_count_is_a_miss_and_the_object_stays(make: Make) -> None:
 
 
 @pytest.fixture
-def raw_store(pool: MooncakePool) -> Iterator[Callable[[str, bytes], None]]:
+def raw_store(any_store: dict[str, object]) -> Iterator[Callable[[str, bytes], None]]:
     """Writes any bytes under an item's key, as a broken writer would."""
-    store = MooncakeStore(read_config(pool.extra_config), "127.0.0.1")
+    store = make_store(read_config(any_store), lambda: "127.0.0.1")
     buffer = bytearray(1 << 20)
     ctypes.c_char.from_buffer(buffer)
     store.connect(memoryview(buffer))
@@ -253,8 +284,11 @@ def packed(item_id: str = "a") -> bytes:
     [b"short", packed()[:-1], packed()[:1000] + b"\1" + packed()[1001:], packed("b"), bytes(5000)],
     ids=["no header", "truncated", "corrupted", "another item's", "zeros"],
 )
-def test_bad_object_is_never_used_and_heals(make: Make, raw_store: Callable[[str, bytes], None], data: bytes) -> None:
-    encode, consume = make("encode"), make("consume")
+@BACKENDS
+def test_bad_object_is_never_used_and_heals(
+    make_any: Make, raw_store: Callable[[str, bytes], None], data: bytes
+) -> None:
+    encode, consume = make_any("encode"), make_any("consume")
     raw_store("a", data)
     assert consume.take("a", 64) is None
     assert consume.misses("corrupt") == 1
@@ -344,7 +378,7 @@ def test_master_that_hangs_costs_no_request_more_than_its_limits(make: Make, poo
 def test_starts_without_a_master_and_uses_it_when_it_comes(pool: MooncakePool, tmp_path: Path) -> None:
     pool.kill_master()
     (tmp_path / "shm").mkdir()
-    consume = Instance(pool, tmp_path / "shm", "consume", is_producer=False)
+    consume = Instance(pool.extra_config, tmp_path / "shm", "consume", is_producer=False)
     assert consume.take("a", 64) is None
     assert consume.misses("store_down") == 1
     pool.start_master()
@@ -363,8 +397,9 @@ def test_killed_pool_owner_is_a_miss(make: Make, pool: MooncakePool) -> None:
     assert time.monotonic() - started_s < 5
 
 
-def test_more_images_than_the_pool_and_the_slab_hold(make: Make) -> None:
-    encode, consume = make("encode", slab_size_mb=4), make("consume", slab_size_mb=4)
+@BACKENDS
+def test_more_images_than_the_pool_and_the_slab_hold(make_any: Make) -> None:
+    encode, consume = make_any("encode", slab_size_mb=4), make_any("consume", slab_size_mb=4)
     hits = 0
     for number in range(100):  # 100 MB through a pool of 64 MB
         tensor = embedding(rows=512, width=1024, seed=number)
@@ -412,7 +447,9 @@ def test_taken_metrics_port_is_refused_and_leaves_nothing(make: Make, pool: Moon
     port = find_port()
     make("consume", metrics_port=port, metrics_host="127.0.0.1")
     with pytest.raises(ConfigError, match="metrics_port: cannot listen on"):
-        Instance(pool, tmp_path / "shm", "other", is_producer=False, metrics_port=port, metrics_host="127.0.0.1")
+        Instance(
+            pool.extra_config, tmp_path / "shm", "other", is_producer=False, metrics_port=port, metrics_host="127.0.0.1"
+        )
     assert len(list((tmp_path / "shm").iterdir())) == 1
 
 

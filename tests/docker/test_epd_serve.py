@@ -57,6 +57,20 @@ def test_a_role_decides_which_caches_are_handed_over(role, ec_role, kv_role, mod
     assert ec.get("ec_connector_extra_config", {}).get("local_hostname", "host-7") == "host-7"
 
 
+def test_embeddings_can_be_kept_in_a_shared_directory(model, tmp_path):
+    environ = {"EPD_MODEL": model, "EPD_EC_STORE": "shared_dir", "EPD_STORE_SIZE_MB": "64"}
+    with pytest.raises(epd_serve.ConfigurationError, match="EPD_EC_SHARED_DIR='/ec': no directory there"):
+        command("encode", environ)
+    extra = json.loads(
+        option(command("encode", environ | {"EPD_EC_SHARED_DIR": str(tmp_path)}), "--ec-transfer-config")
+    )["ec_connector_extra_config"]
+    assert extra["store"] == "shared_dir"
+    assert extra["shared_dir_path"] == str(tmp_path)
+    assert extra["shared_dir_size_mb"] == 64
+    assert "master_server_address" not in extra
+    assert "EPD_EC_SHARED_DIR" not in str(command("decode", environ))  # a role without embeddings does not need it
+
+
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_a_restarted_instance_is_another_engine_to_its_peers(role, model):
     """Prefill keeps a decode instance's addresses by engine id: a fixed one outlives the instance it belonged to."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-STORES = ("mooncake",)
+STORES = ("mooncake", "shared_dir")
 PROTOCOLS = ("tcp", "rdma")
 
 
@@ -22,13 +22,15 @@ class ConfigError(ValueError):
 class ConnectorConfig:
     """All settings, with units in their names; README.md of the package explains each."""
 
-    master_server_address: str
+    master_server_address: str = ""
     store: str = "mooncake"
     metadata_server: str = "P2PHANDSHAKE"
     local_hostname: str = ""
     protocol: str = "tcp"
     devices: str = ""
     rpc_timeout_ms: int = 500
+    shared_dir_path: str = ""
+    shared_dir_size_mb: int = 1024
     namespace: str = ""
     slab_dir: str = "/dev/shm"  # noqa: S108 - shared memory between the ranks of one engine is the purpose
     slab_size_mb: int = 256
@@ -49,6 +51,7 @@ class ConnectorConfig:
 
 _RANGES: dict[str, tuple[int, int]] = {
     "rpc_timeout_ms": (50, 60_000),
+    "shared_dir_size_mb": (1, 1 << 30),
     "slab_size_mb": (1, 1 << 20),
     "fetch_timeout_ms": (1, 60_000),
     "sync_fetch_timeout_ms": (0, 10_000),
@@ -65,11 +68,20 @@ def _is_host_port(text: str) -> bool:
     return bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 65_536
 
 
+def _is_directory(text: str) -> bool:
+    return Path(text).is_absolute() and Path(text).is_dir()
+
+
 _TEXTS: dict[str, tuple[str, Callable[[str], bool]]] = {
     "store": (f"one of {', '.join(STORES)}", STORES.__contains__),
     "protocol": (f"one of {', '.join(PROTOCOLS)}", PROTOCOLS.__contains__),
     "master_server_address": ("host:port", _is_host_port),
+    "shared_dir_path": ("an absolute path of a directory that is there", _is_directory),
     "slab_dir": ("a directory (a tmpfs such as /dev/shm)", lambda text: Path(text).is_dir()),
+}
+_NEEDS = {
+    "mooncake": ("master_server_address", "host:port of the Mooncake master, e.g. 10.0.0.1:50051"),
+    "shared_dir": ("shared_dir_path", "a directory that all instances see, e.g. a mounted volume /ec"),
 }
 
 
@@ -86,8 +98,10 @@ def read_config(extra: Mapping[str, Any], other_faults: Sequence[str] = ()) -> C
     values: dict[str, Any] = {name: value for name, value in extra.items() if name in known}
     for name, value in values.items():
         faults.extend(_check_value(name, value))
-    if "master_server_address" not in values:
-        faults.append("master_server_address: missing, expected host:port of the Mooncake master, e.g. 10.0.0.1:50051")
+    store = values.get("store", STORES[0])
+    needed, example = _NEEDS.get(str(store), ("", ""))
+    if needed and needed not in values:
+        faults.append(f"{needed}: missing, expected {example}")
     if faults:
         raise ConfigError(faults)
     return ConnectorConfig(**values)

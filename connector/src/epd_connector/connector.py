@@ -167,13 +167,11 @@ def _make_scheduler(
 
 def _make_worker(config: ConnectorConfig, engine: Engine, metrics: Metrics) -> "Worker":
     # Here and not above: the scheduler's process must not load the store's client.
-    from .store.mooncake import MooncakeStore
+    from .store.factory import make_store
     from .worker import Worker
 
     place = find_place()
-    store = None
-    if place.runs_service:
-        store = MooncakeStore(config, config.local_hostname or find_host_address())
+    store = make_store(config, find_host_address) if place.runs_service else None
     directory = name_directory(config.slab_dir, engine.engine_id, engine.data_parallel_rank)
     return Worker(
         config=config,

@@ -44,7 +44,7 @@ class Store(Protocol):
         """Read an object into a part of the slab of exactly its size; return its size, None when it is absent."""
 
     def remove(self, key: str) -> None:
-        """Remove an object, also under lease; an absent one is no error."""
+        """Remove an object, also under lease; an absent one is no error, one that is being written may be."""
 
     def close(self) -> None:
         """Let go of the store. No other method may be called afterwards, nor be running."""
