@@ -70,6 +70,17 @@ async def test_a_prefill_that_may_have_begun_starts_the_request_anew(fault: fake
         assert stack.link.released == [first]
 
 
+async def test_decode_is_not_asked_while_every_prefill_is_down() -> None:
+    """It would hold blocks for KV that cannot come."""
+    async with split_stack() as stack:
+        stack.pools["prefill"].endpoints[0].mark_unreachable("refused")
+        reply = await stack.post(chat())
+        assert (reply.status, reply.error["message"]) == (
+            503, "no prefill instance can take the request now: 0 of 1 up"
+        )  # fmt: skip
+        assert stack.decodes[0].requests == []
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("fault", [fake.drop, fake.refuse(500), fake.refuse(503), fake.refuse(500, body=b"<html>")])
 async def test_without_another_prefill_it_is_a_503(fault: fake.Behaviour, streamed: bool) -> None:

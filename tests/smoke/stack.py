@@ -78,7 +78,7 @@ class Stack:
             "local encodes": self.total(service, "epd_ec_local_encodes_total", EC_METRICS_PORT),
         }
 
-    def wait_healthy(self, service: str, timeout_s: float = 180) -> None:
+    def wait_healthy(self, service: str, timeout_s: float = 400) -> None:
         """Wait until a service's health check passes."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:

@@ -121,8 +121,12 @@ class Pool:
         """
         chosen = policy.choose(e for e in self.endpoints if e.usable and e not in tried)
         if chosen is None:
-            raise UnavailableError(f"no {self.stage} instance can take the request now: {self.reason()}")
+            raise self.unavailable()
         return Lease(chosen, cost)
+
+    def unavailable(self) -> UnavailableError:
+        """Return the error that says no endpoint of this stage can be asked."""
+        return UnavailableError(f"no {self.stage} instance can take the request now: {self.reason()}")
 
     def has_untried(self, tried: Collection[Endpoint]) -> bool:
         """Whether a further attempt has somewhere to go."""

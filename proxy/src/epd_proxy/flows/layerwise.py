@@ -73,7 +73,10 @@ class LayerwiseFlow:
         async def open_at(answer: Answer) -> None:
             await self._attempt(job, answer, encoding, failed_prefill)
 
+        prefill = self._stages.pools["prefill"]
         while True:
+            if not prefill.has_untried(failed_prefill):
+                raise prefill.unavailable()  # or decode would hold blocks for KV that cannot come
             try:
                 return await try_endpoints(
                     self._stages, self._stages.pools["decode"], job.plan.cost, job.record, open_at, tried=tried_decode
@@ -81,7 +84,7 @@ class LayerwiseFlow:
             except PrefillFailedError:
                 tried_decode.pop()  # not its fault
                 left = self._stages.config.retry.max_attempts - len(failed_prefill)
-                if left < 1 or not self._stages.pools["prefill"].has_untried(failed_prefill):
+                if left < 1 or not prefill.has_untried(failed_prefill):
                     raise
 
     async def _attempt(
