@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import vllm
 from vllm.config import CacheConfig, ECTransferConfig, ParallelConfig
 from vllm.config.multimodal import MultiModalConfig
 from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorBase, ECConnectorRole
@@ -21,6 +22,7 @@ from epd_connector.connector import ECMooncakeStoreConnector
 from epd_connector.metadata import StepMetadata
 
 ROOT = Path(__file__).parents[2]
+VLLM = tuple(int(part) for part in vllm.__version__.split(".")[:2])
 
 
 def make_config(
@@ -74,14 +76,13 @@ def test_hooks_that_the_design_rests_on_are_called_by_this_vllm() -> None:
 
     called = inspect.getsource(scheduler) + inspect.getsource(ec_connector_model_runner_mixin)
     for hook in (
-        "ensure_cache_available",
-        "has_cache_item",
+        "has_cache_item" if VLLM >= (0, 15) else "has_caches",
+        *(("ensure_cache_available", "shutdown") if VLLM >= (0, 23) else ()),
         "update_state_after_alloc",
         "build_connector_meta",
         "start_load_caches",
         "save_caches",
         "get_finished",
-        "shutdown",
     ):
         assert f"connector.{hook}(" in called
 
@@ -173,7 +174,14 @@ def test_request_is_found_where_vllms_scheduler_asks() -> None:
             found.append(compat.find_lookup(identifier))
             return False
 
-    cache = SimpleNamespace(check_and_update_cache=lambda *_: False, can_allocate=lambda *_: True)
+        def has_caches(self, request: Any) -> list[bool]:  # vLLM 0.14
+            return [self.has_cache_item(feature.identifier) for feature in request.mm_features]
+
+    cache = SimpleNamespace(
+        check_and_update_cache=lambda *_: False,
+        can_allocate=lambda *_: True,
+        get_cached_num_encoder_embeds=lambda *_: None,
+    )
     scheduler = SimpleNamespace(
         ec_connector=Asked(),
         encoder_cache_manager=cache,
@@ -189,6 +197,17 @@ def test_request_is_found_where_vllms_scheduler_asks() -> None:
     Scheduler._try_schedule_encoder_inputs(scheduler, request, 0, 100, 1000)  # type: ignore[arg-type]
     a, b = compat.Feature("a", 4, 4), compat.Feature("b", 5, 15)
     assert found == [compat.Lookup("r", [a, b]), compat.Lookup("r", [b])]
+
+
+def test_all_items_at_once_are_answered_one_by_one(connector: ECMooncakeStoreConnector) -> None:
+    """vLLM 0.14 asks for a whole request; what is below the computed tokens is not looked up."""
+    features = [
+        SimpleNamespace(identifier=name, mm_position=PlaceholderRange(offset=10 * index, length=4))
+        for index, name in enumerate("ab")
+    ]
+    request = SimpleNamespace(request_id="r", mm_features=features, num_computed_tokens=10)
+    assert connector.has_caches(request) == [False, False]
+    assert connector._metrics.snapshot() == {"epd_ec_misses|link_down": 1}
 
 
 def test_request_that_uses_an_id_for_two_sizes_is_not_looked_up() -> None:
