@@ -22,7 +22,7 @@ def test_defaults() -> None:
     config = load(*PD)
     assert (config.listen.host, config.listen.port) == ("0.0.0.0", 8000)
     assert config.topology == Topology(prefill_decode=("http://pd:1",))
-    assert (config.limits.body_bytes, config.encode_fallback, config.retry.max_attempts) == (256 * MIB, "local", 3)
+    assert (config.limits.body_bytes, config.encode_fallback, config.retry.max_attempts) == (128 * MIB, "local", 3)
 
 
 def test_flags_beat_variables_and_lists_come_in_either_form() -> None:
@@ -71,6 +71,7 @@ def test_names_of_the_example_proxy() -> None:
           "--log-level", "loud", "--log-format", "xml", "--encode-fallback", "maybe"),
          ["--port", "--idle-timeout-s", "--max-retries", "--retry-delay", "--max-body-mib", "--max-media-items",
           "--health-interval-s", "--health-timeout-s", "--log-level", "--log-format", "--encode-fallback"]),
+        ((*PD, "--max-body-mib", "500"), ["--max-bodies-mib: expected --max-body-mib (500) or more, found 256"]),
         (("--port", "x", "--connect-timeout-s", "soon"), ["--port", "--connect-timeout-s", "no instance"]),
     ],
 )  # fmt: skip
@@ -98,9 +99,9 @@ def test_the_address_that_decode_calls() -> None:
 
 def test_each_time_has_a_flag() -> None:
     times = {"connect": 1, "encode": 2, "callback": 3, "prefill": 4, "handover": 5, "release": 6, "first-byte": 7,
-             "idle": 8, "drain": 9}  # fmt: skip
+             "idle": 8, "body-idle": 9, "write-idle": 10, "drain": 11}  # fmt: skip
     given = [text for name, value in times.items() for text in (f"--{name}-timeout-s", str(value))]
-    assert load(*PD, *given).timeouts == Timeouts(1, 2, 3, 4, 5, 6, 7, 8, 9)
+    assert load(*PD, *given).timeouts == Timeouts(*range(1, 12))
 
 
 def test_one_version_everywhere() -> None:

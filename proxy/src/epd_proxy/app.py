@@ -10,7 +10,7 @@ from aiohttp import web
 
 from .config import ProxyConfig
 from .flows import Flow, Stages, choose_flow
-from .handlers import Handlers, answer_errors
+from .handlers import Handlers
 from .health import Prober
 from .metaserver import Metaserver
 from .metrics import Metrics
@@ -34,10 +34,9 @@ def build_app(config: ProxyConfig) -> web.Application:
     metrics.watch_endpoints(lambda: [sample for pool in pools.values() for sample in pool.samples()])
     metaserver = Metaserver(config.metaserver.resolved()) if "decode" in pools else None
     flow = choose_flow(stages, metaserver)
-    handlers = Handlers(flow, metrics, config.limits, pools)
+    handlers = Handlers(flow, metrics, config, pools)
 
-    # aiohttp refuses what is *over* its limit, as we do; 0 would mean no limit.
-    app = web.Application(client_max_size=config.limits.body_bytes, middlewares=[answer_errors])
+    app = web.Application(middlewares=[handlers.answer_errors])
     app[HANDLERS] = handlers
     app[STAGES] = stages
     app[FLOW] = flow

@@ -95,6 +95,8 @@ class Timeouts:
     # An answer that is not streamed has its first byte when it is complete.
     first_byte_s: float = 1800.0
     idle_s: float = 300.0
+    body_idle_s: float = 30.0
+    write_idle_s: float = 60.0
     drain_s: float = 30.0
 
     def faults(self) -> list[str]:
@@ -122,15 +124,25 @@ class Retry:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may weigh."""
+    """What one request may weigh, and what all bodies in memory may.
 
-    body_bytes: int = 256 * MIB
+    A body takes up to 6 times its size: itself, its document, a picture's bytes and the encoder's request, each
+    copied once. So the bodies' default keeps the proxy within 1.6 GiB, in a container of 2 GiB.
+    """
+
+    body_bytes: int = 128 * MIB
     media_items: int = 256
+    bodies_bytes: int = 256 * MIB
 
     def faults(self) -> list[str]:
         """Return what is wrong, one sentence each."""
         found = [] if self.body_bytes >= 1 else ["--max-body-mib: expected 1 or more"]
-        return found if self.media_items >= 1 else [*found, "--max-media-items: expected 1 or more"]
+        if self.media_items < 1:
+            found.append("--max-media-items: expected 1 or more")
+        if self.bodies_bytes < self.body_bytes:
+            found.append(f"--max-bodies-mib: expected --max-body-mib ({self.body_bytes // MIB}) or more, "
+                         f"found {self.bodies_bytes // MIB}")  # fmt: skip
+        return found
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
     ├── ConfigError (ValueError)                      refused at start, never on the wire
     ├── InvalidRequestError (ValueError)       400    the client's input is at fault
     │   ├── BodyTooLargeError                  413
+    │   ├── BodyTooSlowError (TimeoutError)    408
     │   ├── NotFoundError (LookupError)        404
     │   └── MethodNotAllowedError              405
     ├── UnavailableError                       503    no usable endpoint, or draining
@@ -60,6 +61,13 @@ class BodyTooLargeError(InvalidRequestError):
 
     status = 413
     kind = "RequestEntityTooLarge"
+
+
+class BodyTooSlowError(InvalidRequestError, TimeoutError):
+    """The request body did not come in time."""
+
+    status = 408
+    kind = "RequestTimeout"
 
 
 class NotFoundError(InvalidRequestError, LookupError):

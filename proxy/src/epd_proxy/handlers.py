@@ -5,13 +5,11 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 
 from aiohttp import web
-from aiohttp.http_exceptions import BadHttpMessage
 
 from . import plan, protocol
-from .config import Limits
+from .bodies import Bodies
+from .config import ProxyConfig
 from .errors import (
-    BodyTooLargeError,
-    InvalidRequestError,
     MethodNotAllowedError,
     NotFoundError,
     ProxyError,
@@ -20,7 +18,7 @@ from .errors import (
 from .flows import Flow, Job
 from .logs import AccessRecord, log_access
 from .metrics import Metrics
-from .relay import SERVER, send_answer
+from .relay import SERVER, Answer, send_answer
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +33,12 @@ _RETRY_AFTER_S = 1
 class Handlers:
     """Serves the clients' requests and knows which are running."""
 
-    def __init__(self, flow: Flow, metrics: Metrics, limits: Limits, stages: Collection[str]) -> None:
+    def __init__(self, flow: Flow, metrics: Metrics, config: ProxyConfig, stages: Collection[str]) -> None:
         self._flow = flow
         self._metrics = metrics
-        self._limits = limits
+        self._items_max = config.limits.media_items
+        self._write_idle_s = config.timeouts.write_idle_s
+        self.bodies = Bodies(config.limits, config.timeouts.body_idle_s)
         self._stages = stages
         self._running: set[asyncio.Task[object]] = set()
         self.draining = False
@@ -73,26 +73,33 @@ class Handlers:
     async def _models(self, request: web.Request) -> web.StreamResponse:
         async def answer(record: AccessRecord) -> web.StreamResponse:
             opened = await self._flow.models(protocol.forwarded_headers(request.headers), record)
-            return await send_answer(opened, request, record, self._metrics)
+            return await send_answer(opened, request, record, self._metrics, write_idle_s=self._write_idle_s)
 
         return await self._serve(request, answer)
 
     async def _infer(self, api: protocol.Api, request: web.Request, record: AccessRecord) -> web.StreamResponse:
-        body = await _read_body(request, self._limits.body_bytes)
+        # The body is given up when the answer has begun: a stream may go on for long, and others need the memory.
+        with self.bodies.share() as share:
+            body = await self.bodies.read(request, share)
+            answer = await self._open(api, request, body, record)
+            del body
+        return await send_answer(
+            answer, request, record, self._metrics, write_idle_s=self._write_idle_s, stream_end=api.stream_end
+        )
+
+    async def _open(self, api: protocol.Api, request: web.Request, body: bytes, record: AccessRecord) -> Answer:
         record.bytes_in = len(body)
         parsed = await self._parse(api, body)
         record.model, record.stream, record.items = parsed.model, parsed.stream, len(parsed.items)
         planned = plan.build(parsed, self._stages)
         record.handshake = planned.handshake.value
         job = Job(parsed, planned, protocol.forwarded_headers(request.headers), record)
-        answer = await self._flow.answer(job)
-        return await send_answer(answer, request, record, self._metrics, api.stream_end)
+        return await self._flow.answer(job)
 
     async def _parse(self, api: protocol.Api, body: bytes) -> protocol.InferenceRequest:
-        items_max = self._limits.media_items
         if len(body) < _PARSE_ASIDE_FROM_BYTES:
-            return protocol.parse_request(api, body, items_max=items_max)
-        return await asyncio.to_thread(protocol.parse_request, api, body, items_max=items_max)
+            return protocol.parse_request(api, body, items_max=self._items_max)
+        return await asyncio.to_thread(protocol.parse_request, api, body, items_max=self._items_max)
 
     async def _serve(
         self, request: web.Request, answer: Callable[[AccessRecord], Awaitable[web.StreamResponse]]
@@ -131,27 +138,33 @@ class Handlers:
     async def _on_expect(self, request: web.Request) -> web.StreamResponse | None:
         """Answer ``Expect: 100-continue``: a body that is too large need not be sent at all."""
         try:
-            _check_length(request, self._limits.body_bytes)
-        except BodyTooLargeError as error:
-            return _error_response(error, _open_record(request))
+            self.bodies.check(request.content_length or 0)
+        except ProxyError as error:
+            return self._refuse(request, error)
         if request.headers["Expect"].lower() == "100-continue" and request.transport:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return None
 
+    @web.middleware
+    async def answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Give aiohttp's own errors (no such path, wrong method) OpenAI's form."""
+        try:
+            return await handler(request)
+        except web.HTTPMethodNotAllowed as error:
+            allowed = ", ".join(sorted(error.allowed_methods))
+            problem = MethodNotAllowedError(f"{request.path} takes {allowed}, not {request.method}")
+            response = self._refuse(request, problem)
+            response.headers["Allow"] = allowed
+            return response
+        except web.HTTPNotFound:
+            return self._refuse(request, NotFoundError(f"there is nothing at {request.path}"))
 
-@web.middleware
-async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give aiohttp's own errors (no such path, wrong method) OpenAI's form."""
-    try:
-        return await handler(request)
-    except web.HTTPMethodNotAllowed as error:
-        allowed = ", ".join(sorted(error.allowed_methods))
-        problem: ProxyError = MethodNotAllowedError(f"{request.path} takes {allowed}, not {request.method}")
-        response = _error_response(problem, _open_record(request))
-        response.headers["Allow"] = allowed
+    def _refuse(self, request: web.Request, error: ProxyError) -> web.Response:
+        """Answer, log and count a request that no handler has seen."""
+        record = _open_record(request)
+        response = _error_response(error, record)
+        self._count(request, record)
         return response
-    except web.HTTPNotFound:
-        return _error_response(NotFoundError(f"there is nothing at {request.path}"), _open_record(request))
 
 
 def _open_record(request: web.Request) -> AccessRecord:
@@ -173,19 +186,3 @@ def _error_response(error: ProxyError, record: AccessRecord) -> web.Response:
     if error.status == 503:
         headers["Retry-After"] = str(_RETRY_AFTER_S)
     return web.Response(status=error.status, body=body, headers=headers)
-
-
-def _check_length(request: web.Request, size_max_bytes: int) -> None:
-    if (request.content_length or 0) > size_max_bytes:
-        raise BodyTooLargeError(f"the body has {request.content_length} bytes, expected at most {size_max_bytes}")
-
-
-async def _read_body(request: web.Request, size_max_bytes: int) -> bytes:
-    """Read the body. One announced as too large is never read, one that turns out so is read no further."""
-    _check_length(request, size_max_bytes)
-    try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge as error:
-        raise BodyTooLargeError(f"the body is over {size_max_bytes} bytes") from error
-    except (web.RequestPayloadError, BadHttpMessage) as error:
-        raise InvalidRequestError(f"the body could not be read: {error}") from error

@@ -19,6 +19,8 @@ from .upstream import UpstreamResponse
 log = logging.getLogger(__name__)
 
 SERVER = "epd-proxy"
+# As much as a transport takes without waiting for the client (asyncio's high-water mark).
+_PIECE_BYTES = 64 * 1024
 
 
 class Answer:
@@ -40,30 +42,69 @@ class Answer:
 
 
 async def send_answer(
-    answer: Answer, request: web.Request, record: AccessRecord, metrics: Metrics, stream_end: bytes = b""
+    answer: Answer,
+    request: web.Request,
+    record: AccessRecord,
+    metrics: Metrics,
+    *,
+    write_idle_s: float,
+    stream_end: bytes = b"",
 ) -> web.StreamResponse:
     """Send ``answer`` to the client and close it, whatever happens.
 
     ``stream_end`` is what a complete event stream ends with. After the first byte a failure is told as an SSE ``error``
-    event, and the connection is closed.
+    event, and the connection is closed. A client that takes nothing for ``write_idle_s`` seconds is cut off.
     """
     try:
         if answer.response is None:
             raise RuntimeError("the answer was not opened")
         record.status = answer.response.status
         if answer.whole is not None:
-            return _whole_response(answer.response, answer.whole, record)
-        return await _Stream(answer.response, request, record, metrics, stream_end).run()
+            answer.close()  # the instance is done; how long the client takes is no load of its
+            return await _send_whole(answer.response, answer.whole, _Outlet(request, record, write_idle_s))
+        outlet = _Outlet(request, record, write_idle_s)
+        return await _Stream(answer.response, outlet, metrics, stream_end).run()
     finally:
         answer.close()
 
 
-def _whole_response(upstream: UpstreamResponse, body: bytes, record: AccessRecord) -> web.Response:
+class _Outlet:
+    """Where a response's bytes go: to a client, as long as it takes them."""
+
+    def __init__(self, request: web.Request, record: AccessRecord, idle_s: float) -> None:
+        self.request = request
+        self.record = record
+        self._idle_s = idle_s
+
+    async def write(self, response: web.StreamResponse, piece: bytes) -> None:
+        """Write ``piece``. Raises :class:`ConnectionResetError` when the client takes nothing for too long."""
+        try:
+            async with asyncio.timeout(self._idle_s):
+                await response.write(piece)
+        except TimeoutError as error:
+            self.record.error = f"the client took nothing of its answer for {self._idle_s:g} s"
+            if self.request.transport:
+                self.request.transport.abort()
+            raise ConnectionResetError(self.record.error) from error
+        self.record.bytes_out += len(piece)
+
+
+async def _send_whole(upstream: UpstreamResponse, body: bytes, outlet: _Outlet) -> web.StreamResponse:
+    record = outlet.record
     record.first_byte_s = record.first_byte_s or record.elapsed_s()
-    record.bytes_out = len(body)
-    response = web.Response(status=upstream.status, body=body)
-    _set_headers(response, upstream, record)
-    return response
+    if len(body) <= _PIECE_BYTES or outlet.request.method == "HEAD":
+        record.bytes_out = len(body)
+        response = web.Response(status=upstream.status, body=body)
+        _set_headers(response, upstream, record)
+        return response
+    # aiohttp would wait for ever until it can write the last byte.
+    sent = web.StreamResponse(status=upstream.status)
+    _set_headers(sent, upstream, record)
+    sent.content_length = len(body)
+    await sent.prepare(outlet.request)
+    for start in range(0, len(body), _PIECE_BYTES):
+        await outlet.write(sent, body[start : start + _PIECE_BYTES])
+    return sent
 
 
 def _set_headers(response: web.StreamResponse, upstream: UpstreamResponse, record: AccessRecord) -> None:
@@ -77,12 +118,11 @@ def _set_headers(response: web.StreamResponse, upstream: UpstreamResponse, recor
 class _Stream:
     """One event stream on its way to the client."""
 
-    def __init__(
-        self, upstream: UpstreamResponse, request: web.Request, record: AccessRecord, metrics: Metrics, end: bytes
-    ) -> None:
+    def __init__(self, upstream: UpstreamResponse, outlet: _Outlet, metrics: Metrics, end: bytes) -> None:
         self._upstream = upstream
-        self._request = request
-        self._record = record
+        self._outlet = outlet
+        self._request = outlet.request
+        self._record = outlet.record
         self._metrics = metrics
         self._end = end
         self._response = web.StreamResponse(status=upstream.status)
@@ -109,8 +149,7 @@ class _Stream:
         return self._response
 
     async def _write(self, piece: bytes) -> None:
-        await self._response.write(piece)
-        self._record.bytes_out += len(piece)
+        await self._outlet.write(self._response, piece)
         self._tail = piece if len(piece) >= 32 else (self._tail + piece)[-32:]
 
     def _check_end(self) -> None:
@@ -126,7 +165,7 @@ class _Stream:
         self._record.error = str(error)
         log.warning("stream %s broke after %d bytes: %s", self._record.request_id, self._record.bytes_out, error)
         gap = b"" if self._tail.endswith(b"\n\n") else b"\n\n"
-        await self._response.write(gap + b"event: error\ndata: " + error.body() + b"\n\n")
+        await self._outlet.write(self._response, gap + b"event: error\ndata: " + error.body() + b"\n\n")
         # No write_eof: without the last chunk the client's HTTP library knows too that this is not the whole.
         self._response.force_close()
         transport.close()

@@ -1,0 +1,93 @@
+"""The clients' bodies: admitted while there is memory for them, and read within a time."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
+
+from .config import MIB, Limits
+from .errors import BodyTooLargeError, BodyTooSlowError, InvalidRequestError, UnavailableError
+
+# A client that sends one byte now and then is never idle, so its average counts too; no network in use is as slow.
+_SLOWEST_BYTES_PER_S = 4096
+# Joining pieces touches every byte; above this the other requests would feel it. `bytes.join` gives up the GIL.
+_JOIN_ASIDE_FROM_BYTES = 4 * MIB
+
+
+class Share:
+    """What one request's body takes of the budget."""
+
+    __slots__ = ("size_bytes",)
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+
+
+class Bodies:
+    """Reads bodies and keeps the sum of those in memory within ``limits.bodies_bytes``."""
+
+    def __init__(self, limits: Limits, idle_s: float) -> None:
+        self._limits = limits
+        self._idle_s = idle_s
+        self.held_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<Bodies held={self.held_bytes} of {self._limits.bodies_bytes} bytes>"
+
+    @contextmanager
+    def share(self) -> Iterator[Share]:
+        """Give a share of the budget to grow in; whatever it grew to is given back at the end."""
+        share = Share()
+        try:
+            yield share
+        finally:
+            self.held_bytes -= share.size_bytes
+
+    def check(self, announced_bytes: int) -> None:
+        """Raise :class:`BodyTooLargeError`, or :class:`UnavailableError` when there is no room now."""
+        self._check(announced_bytes, announced_bytes)
+
+    async def read(self, request: web.Request, share: Share) -> bytes:
+        """Read the body into ``share``: all that is announced counts at once, else every byte as it comes.
+
+        Not ``request.read()``: that keeps the body for as long as the request, an answer's whole stream included.
+
+        Raises what :meth:`check` does, :class:`BodyTooSlowError`, and :class:`InvalidRequestError` for broken bodies.
+        """
+        self._grow(share, request.content_length or 0)
+        pieces: list[bytes] = []
+        received_bytes = 0
+        started = time.monotonic()
+        while not request.content.at_eof():
+            piece = await self._next_piece(request, received_bytes, time.monotonic() - started)
+            received_bytes += len(piece)
+            self._grow(share, received_bytes)  # a compressed body is more than was announced
+            pieces.append(piece)
+        if received_bytes < _JOIN_ASIDE_FROM_BYTES:
+            return b"".join(pieces)
+        return await asyncio.to_thread(b"".join, pieces)
+
+    async def _next_piece(self, request: web.Request, received_bytes: int, elapsed_s: float) -> bytes:
+        credit_s = self._idle_s + received_bytes / _SLOWEST_BYTES_PER_S - elapsed_s
+        try:
+            async with asyncio.timeout(min(self._idle_s, credit_s)):
+                return await request.content.readany()
+        except TimeoutError as error:
+            raise BodyTooSlowError(f"the body did not come in time, {received_bytes} bytes of it did") from error
+        except (web.RequestPayloadError, BadHttpMessage) as error:
+            raise InvalidRequestError(f"the body could not be read: {error}") from error
+
+    def _grow(self, share: Share, size_bytes: int) -> None:
+        added_bytes = max(0, size_bytes - share.size_bytes)
+        self._check(size_bytes, added_bytes)
+        share.size_bytes += added_bytes
+        self.held_bytes += added_bytes
+
+    def _check(self, size_bytes: int, added_bytes: int) -> None:
+        if size_bytes > self._limits.body_bytes:
+            raise BodyTooLargeError(f"the body is over {self._limits.body_bytes} bytes, the most that is taken")
+        if added_bytes and self.held_bytes + added_bytes > self._limits.bodies_bytes:
+            raise UnavailableError("the bodies of other requests fill the proxy's memory; try again later")
