@@ -32,14 +32,27 @@ class ProxyProcess:
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         self.client = aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(total=20))
+        try:
+            await self._started()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def _started(self) -> None:
         for _ in range(600):
+            if self.process.returncode is not None:
+                break
             try:
                 async with self.client.get("/health") as response:
                     assert response.status == 200
-                    return self
+                    return
             except aiohttp.ClientConnectorError:
                 await asyncio.sleep(0.05)
-        raise AssertionError("the proxy did not start within 30 s")
+        if self.process.returncode is None:
+            self.process.kill()
+        code, err = await self.end()
+        raise AssertionError(f"the proxy did not start within 30 s (exit code {code}):\n{err}")
 
     async def __aexit__(self, *_exc: object) -> None:
         await self.client.close()

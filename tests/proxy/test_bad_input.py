@@ -85,13 +85,20 @@ async def test_an_encoders_refusal_without_openai_form_gets_it() -> None:
 
 @pytest.mark.parametrize("message", [UNREACHABLE, "404, message='Not Found', url='http://nowhere.test/'", ""])
 @pytest.mark.parametrize("encoders", [0, 2])
-async def test_an_unreachable_media_url_is_a_400_although_vllm_says_500(message: str, encoders: int) -> None:
+async def test_an_unreachable_media_url_is_a_400_although_vllm_says_500(
+    message: str, encoders: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And only the log says why: a client could find out with it what listens in the instance's network."""
+    caplog.set_level(logging.INFO, "epd_proxy.access")
     async with ProxyStack(encoders=encoders) as stack:
         for instance in (*stack.encoders, *stack.instances):
             instance.default = fake.refuse(500, message, "InternalServerError")
         reply = await stack.post(chat(url_part("http://nowhere.test/cat.png")))
         assert reply.status == 400
-        assert "media URL" in reply.error["message"]
+        told = "a media URL of the request could not be fetched by the model server"
+        assert reply.error["message"] == told
+        [line] = [r.fields for r in caplog.records if hasattr(r, "fields")]
+        assert line["error"] == f"{told}: {message or 'it did not answer in time'}"
         assert sum(len(f.requests) for f in (*stack.encoders, *stack.instances)) == 1
 
 

@@ -89,7 +89,7 @@ def test_abbreviated_flags_are_refused(capsys: pytest.CaptureFixture[str]) -> No
     assert "--enc" in capsys.readouterr().err
 
 
-def test_the_address_that_decode_calls() -> None:
+def test_defect_23_the_address_that_decode_calls() -> None:
     here = ("--prefill", "http://p:1", "--decode", "http://localhost:1", "http://[::1]:2", "http://127.0.0.1:3")
     assert load(*here, "--metaserver-port", "9").metaserver.resolved().advertise_url == "http://127.0.0.1:9"
     given = load(*SPLIT, EPD_PROXY_METASERVER_ADVERTISE_URL="http://proxy:8001/", EPD_PROXY_METASERVER_HOST="::")

@@ -122,7 +122,7 @@ WHOLE: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("path", "asked"), WHOLE)
-async def test_what_cannot_be_split_runs_on_a_prefill_instance(path: str, asked: dict[str, Any]) -> None:
+async def test_defect_18_what_cannot_be_split_runs_on_a_prefill_instance(path: str, asked: dict[str, Any]) -> None:
     async with split_stack(encoders=1) as stack:
         assert (await stack.post(asked, path)).status == 200
         [request] = stack.prefills[0].requests

@@ -56,7 +56,9 @@ async def test_a_prefill_that_never_began_is_sent_elsewhere_as_it_is(fault: Any,
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("fault", [fake.drop, fake.refuse(500), fake.cut_json])
-async def test_a_prefill_that_may_have_begun_starts_the_request_anew(fault: fake.Behaviour, streamed: bool) -> None:
+async def test_defect_17_a_prefill_that_may_have_begun_starts_the_request_anew(
+    fault: fake.Behaviour, streamed: bool
+) -> None:
     """Sent again as it is it would write over what decode wrote; a new attempt has blocks of its own."""
     async with split_stack(prefills=2) as stack:
         for prefill in stack.prefills:
@@ -65,6 +67,13 @@ async def test_a_prefill_that_may_have_begun_starts_the_request_anew(fault: fake
         stack.pools["prefill"].endpoints[1].granted_total = 1  # so that the first one is asked first
         assert (await stack.post(chat(stream=streamed))).status == 200
         first, second = (r.headers["X-Request-Id"] for r in stack.decodes[0].requests)
+        for request in stack.decodes[0].requests:  # decode's parameters alone, nothing of what prefill was sent
+            assert set(request.document["kv_transfer_params"]) == {
+                "do_remote_decode",
+                "do_remote_prefill",
+                "metaserver",
+            }
+            assert request.document["max_tokens"] == 8
         assert stack.link.prefilled == [second]
         await released(stack, "released")
         assert stack.link.released == [first]
@@ -83,7 +92,7 @@ async def test_decode_is_not_asked_while_every_prefill_is_down() -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("fault", [fake.drop, fake.refuse(500), fake.refuse(503), fake.refuse(500, body=b"<html>")])
-async def test_without_another_prefill_it_is_a_503(fault: fake.Behaviour, streamed: bool) -> None:
+async def test_defect_18_without_another_prefill_it_is_a_503(fault: fake.Behaviour, streamed: bool) -> None:
     async with split_stack() as stack:
         stack.prefills[0].script.append(fault)
         reply = await stack.post(chat(stream=streamed))

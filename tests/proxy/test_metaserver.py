@@ -46,7 +46,7 @@ async def test_a_ticket_takes_the_first_call_and_dies() -> None:
     [(b"{", "POST", 400), (b"[]", "POST", 400), (b"", "POST", 400), (b"{}", "GET", 405), (b"{}", "PUT", 405),
      (b"x" * (4 * 1024 * 1024 + 1), "POST", 413)],
 )  # fmt: skip
-async def test_bad_calls_leave_the_ticket_open(data: bytes, method: str, status: int) -> None:
+async def test_defect_22_bad_calls_leave_the_ticket_open(data: bytes, method: str, status: int) -> None:
     async with started() as metaserver:
         ticket = metaserver.open()
         assert await post(ticket.url, data, method) == status

@@ -13,7 +13,7 @@ def pool(size: int) -> Pool:
 
 
 @given(st.integers(1, 16), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1000), st.integers(0, 99))))
-def test_the_least_loaded_usable_endpoint_is_leased(size: int, steps: list[tuple[int, int, int]]) -> None:
+def test_defect_09_the_least_loaded_usable_endpoint_is_leased(size: int, steps: list[tuple[int, int, int]]) -> None:
     """Against an oracle that keeps books of its own (known defect 9: a broken heap)."""
     tested = pool(size)
     held: list[tuple[Lease, int, int]] = []

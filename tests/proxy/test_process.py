@@ -58,6 +58,12 @@ async def test_the_split_stages_as_a_process() -> None:
         assert (code, "Traceback" in err, len(link.prefilled), link.harm) == (0, False, 2, [])
 
 
+async def test_a_start_that_fails_shows_what_the_proxy_said() -> None:
+    with pytest.raises(AssertionError, match="expected http://host:port, found 'nonsense'"):
+        async with ProxyProcess("--prefill-decode", "nonsense"):
+            pass
+
+
 def test_a_taken_port_is_told() -> None:
     import socket
 

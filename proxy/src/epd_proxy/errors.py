@@ -7,6 +7,7 @@
     ├── InvalidRequestError (ValueError)       400    the client's input is at fault
     │   ├── BodyTooLargeError                  413
     │   ├── BodyTooSlowError (TimeoutError)    408
+    │   ├── MediaFetchError                    400    an instance could not fetch the client's media URL
     │   ├── NotFoundError (LookupError)        404
     │   └── MethodNotAllowedError              405
     ├── UnavailableError                       503    no usable endpoint, or draining
@@ -34,6 +35,11 @@ class ProxyError(Exception):
     def body(self) -> bytes:
         """Return the JSON body in the form OpenAI and vLLM use."""
         return error_body(str(self), self.kind, self.status)
+
+    @property
+    def detail(self) -> str:
+        """What the log says; clients get ``str(error)``."""
+        return str(self)
 
     @property
     def content_type(self) -> str:
@@ -68,6 +74,19 @@ class BodyTooSlowError(InvalidRequestError, TimeoutError):
 
     status = 408
     kind = "RequestTimeout"
+
+
+class MediaFetchError(InvalidRequestError):
+    """An instance could not fetch a media URL of the request. Only the log is told why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("a media URL of the request could not be fetched by the model server")
+        self._reason = reason
+
+    @property
+    def detail(self) -> str:
+        """What the log says."""
+        return f"{self}: {self._reason}"
 
 
 class NotFoundError(InvalidRequestError, LookupError):

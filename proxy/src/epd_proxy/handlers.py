@@ -179,7 +179,7 @@ def _open_record(request: web.Request) -> AccessRecord:
 
 def _error_response(error: ProxyError, record: AccessRecord) -> web.Response:
     body = error.body()
-    record.status, record.error, record.bytes_out = error.status, str(error), len(body)
+    record.status, record.error, record.bytes_out = error.status, error.detail, len(body)
     headers = {"X-Request-Id": record.request_id, "Server": SERVER}
     if content_type := error.content_type:
         headers["Content-Type"] = content_type

@@ -11,14 +11,14 @@ from ..errors import (
     BackendError,
     BackendProtocolError,
     BackendTimeoutError,
-    InvalidRequestError,
+    MediaFetchError,
     ProxyError,
     RefusedByBackendError,
     UnavailableError,
 )
 from ..logs import AccessRecord
 from ..pool import Endpoint, Pool
-from ..protocol import Headers, describe_fetch_failure, is_openai_error
+from ..protocol import Headers, find_fetch_failure, is_openai_error
 from ..relay import Answer
 from ..upstream import Call
 from .interface import Stages
@@ -87,7 +87,7 @@ async def try_endpoints(
             if not isinstance(error, ProxyError):
                 raise
             stages.metrics.attempts.labels(pool.stage, type(error).__name__).inc()
-            log.info("%s of request %s failed at %s: %s", pool.stage, record.request_id, tried[-1].url, error)
+            log.info("%s of request %s failed at %s: %s", pool.stage, record.request_id, tried[-1].url, error.detail)
             if not retried(error) or len(tried) >= stages.config.retry.max_attempts:
                 raise _final(error) from error
             await asyncio.sleep(stages.config.retry.delay_s * 2 ** (len(tried) - 1))
@@ -143,8 +143,8 @@ def _refuse(answer: Answer, *, remote_media: bool) -> None:
     response, body, stage = answer.response, answer.whole or b"", answer.lease.endpoint.stage
     if response is None:
         raise RuntimeError("the answer was not opened")
-    if remote_media and (reason := describe_fetch_failure(response.status, body)):
-        raise InvalidRequestError(reason)
+    if remote_media and (reason := find_fetch_failure(response.status, body)):
+        raise MediaFetchError(reason)
     raise RefusedByBackendError(stage, response.status, body, response.content_type)
 
 

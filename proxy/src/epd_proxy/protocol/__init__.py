@@ -1,6 +1,6 @@
 """OpenAI JSON to dataclasses and back. Pure: no I/O, no state."""
 
-from .answers import describe_fetch_failure, is_openai_error
+from .answers import find_fetch_failure, is_openai_error
 from .encode import encode_body
 from .headers import Headers, choose_request_id, forwarded_headers, returned_headers, trace_id
 from .layerwise import decode_body, prefill_body, release_body, why_not_split
@@ -16,8 +16,8 @@ __all__ = [
     "MediaItem",
     "choose_request_id",
     "decode_body",
-    "describe_fetch_failure",
     "encode_body",
+    "find_fetch_failure",
     "forwarded_headers",
     "is_openai_error",
     "parse_request",

@@ -21,14 +21,17 @@ def is_openai_error(body: bytes) -> bool:
     return _error_message(body) is not None
 
 
-def describe_fetch_failure(status: int, body: bytes) -> str | None:
-    """Return what to tell the client when this answer means that its media URL could not be fetched, else None."""
+def find_fetch_failure(status: int, body: bytes) -> str | None:
+    """Return why the instance could not fetch the client's media URL when that is what this answer means, else None.
+
+    For the log only: told to clients, it would let them find out what listens in the instance's network.
+    """
     if status != 500:
         return None
     message = _error_message(body)
     if message is None or (message and not any(sign in message for sign in _FETCH_FAILURES)):
         return None
-    return f"a media URL of the request could not be fetched: {message or 'it did not answer in time'}"
+    return message or "it did not answer in time"
 
 
 def _error_message(body: bytes) -> str | None:
