@@ -56,9 +56,15 @@ class Stack:
             raise RuntimeError(f"docker compose {' '.join(words)} failed:\n{done.stdout}{done.stderr}")
         return done.stdout + done.stderr
 
+    def container(self, service: str) -> str:
+        """Return the id of a service's container."""
+        return self.compose("ps", "--all", "--quiet", service).strip()
+
     def service_url(self, service: str, port: int = 8000) -> str:
         """Return the base URL of a service on the stack's bridge network, which the host reaches directly."""
-        container = self.compose("ps", "--quiet", service).strip()
+        if service == "proxy":
+            return self.url
+        container = self.container(service)
         inspected = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True)
         networks = json.loads(inspected.stdout)[0]["NetworkSettings"]["Networks"]
         return f"http://{next(iter(networks.values()))['IPAddress']}:{port}"
