@@ -4,6 +4,7 @@ import io
 import json
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from epd_proxy.protocol import (
     trace_id,
 )
 from epd_proxy.protocol.images import image_size
+from epd_proxy.protocol.writing import write_json
 from fakes.proxy_stack import chat, data_url, image_part, picture, url_part
 
 FORMS: list[tuple[str, dict[str, Any]]] = [
@@ -131,3 +133,12 @@ def test_every_error_class_has_a_status_and_openais_form() -> None:
             error = json.loads(kind("why").body())["error"]
             assert error == {"message": "why", "type": kind.kind, "param": None, "code": kind.status}
             assert 400 <= kind.status < 600
+
+
+def test_long_strings_are_written_as_orjson_does() -> None:
+    long = 'a"\\\n🍵é\u2028' * 300_000
+    deep: object = long
+    for _ in range(200):
+        deep = [deep]
+    document = {"b": long, "a": [{"url": long, "n": 1.5}, long, None], "ids": [1, 2], "deep": deep, "": {}}
+    assert write_json(document) == orjson.dumps(document)

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 
-from .config import MIB, Limits
+from .aside import run_aside
+from .config import Limits
 from .errors import BodyTooLargeError, BodyTooSlowError, InvalidRequestError, UnavailableError
 
 # A client that sends one byte now and then is never idle, so its average counts too; no network in use is as slow.
 _SLOWEST_BYTES_PER_S = 4096
-# Joining pieces touches every byte; above this the other requests would feel it. `bytes.join` gives up the GIL.
-_JOIN_ASIDE_FROM_BYTES = 4 * MIB
 
 
 class Share:
@@ -66,9 +65,7 @@ class Bodies:
             received_bytes += len(piece)
             self._grow(share, received_bytes)  # a compressed body is more than was announced
             pieces.append(piece)
-        if received_bytes < _JOIN_ASIDE_FROM_BYTES:
-            return b"".join(pieces)
-        return await asyncio.to_thread(b"".join, pieces)
+        return await run_aside(received_bytes, b"".join, pieces)  # which gives up the GIL
 
     async def _next_piece(self, request: web.Request, received_bytes: int, elapsed_s: float) -> bytes:
         credit_s = self._idle_s + received_bytes / _SLOWEST_BYTES_PER_S - elapsed_s

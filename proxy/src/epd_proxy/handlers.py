@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 from aiohttp import web
 
 from . import plan, protocol
+from .aside import run_aside
 from .bodies import Bodies
 from .config import ProxyConfig
 from .errors import (
@@ -24,8 +25,6 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# Decoding so much base64 takes about 0.1 ms a MiB; above this it would be felt by the other requests.
-_PARSE_ASIDE_FROM_BYTES = 4 * 1024 * 1024
 _CLIENT_LEFT = 499
 _RETRY_AFTER_S = 1
 
@@ -89,17 +88,12 @@ class Handlers:
 
     async def _open(self, api: protocol.Api, request: web.Request, body: bytes, record: AccessRecord) -> Answer:
         record.bytes_in = len(body)
-        parsed = await self._parse(api, body)
+        parsed = await run_aside(len(body), protocol.parse_request, api, body, items_max=self._items_max)
         record.model, record.stream, record.items = parsed.model, parsed.stream, len(parsed.items)
         planned = plan.build(parsed, self._stages)
         record.handshake = planned.handshake.value
         job = Job(parsed, planned, protocol.forwarded_headers(request.headers), record)
         return await self._flow.answer(job)
-
-    async def _parse(self, api: protocol.Api, body: bytes) -> protocol.InferenceRequest:
-        if len(body) < _PARSE_ASIDE_FROM_BYTES:
-            return protocol.parse_request(api, body, items_max=self._items_max)
-        return await asyncio.to_thread(protocol.parse_request, api, body, items_max=self._items_max)
 
     async def _serve(
         self, request: web.Request, answer: Callable[[AccessRecord], Awaitable[web.StreamResponse]]

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 
+from ..aside import run_aside
 from ..errors import BackendError, ProxyError, RefusedByBackendError, UnavailableError
 from ..protocol import MediaItem, encode_body, is_openai_error
 from ..upstream import Call
@@ -74,7 +75,7 @@ class EncodeFanout:
             path=job.request.api.path,
             headers=job.headers_for(f"{job.record.request_id}-encode-{index}"),
             first_byte_s=self._stages.config.timeouts.encode_s,
-            body=encode_body(job.request.document, item),
+            body=await run_aside(len(job.request.body), encode_body, job.request.document, item),
         )
         answer = await open_answer(self._stages, self._pool, call, item.cost, job.record, remote_media=item.remote)
         answer.close()

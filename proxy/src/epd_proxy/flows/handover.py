@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from ..aside import run_aside
 from ..errors import (
     BackendConnectError,
     BackendDisconnectError,
@@ -89,7 +90,7 @@ class Handover:
             path=self.job.request.api.path,
             headers=self.job.headers_for(self.request_id),
             first_byte_s=self.stages.config.timeouts.prefill_s,
-            body=prefill_body(self.job.request.document, parameters),
+            body=await run_aside(len(self.job.request.body), prefill_body, self.job.request.document, parameters),
             once=True,
         )
         pool, record = self.stages.pools["prefill"], self.job.record

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from .media import MediaItem
+from .writing import write_json
 
 # What decides how the item is processed, and with that under which name its embedding is stored. All else
 # (n, tools, stream_options, sampling, the other messages) would only make the encoder work for nothing.
@@ -24,4 +23,4 @@ def encode_body(document: Mapping[str, Any], item: MediaItem) -> bytes:
     body["min_tokens"] = 1
     if "max_completion_tokens" in document:
         body["max_completion_tokens"] = 1
-    return orjson.dumps(body)
+    return write_json(body)

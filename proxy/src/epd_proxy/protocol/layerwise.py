@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from .requests import CHAT, Api, InferenceRequest
+from .writing import write_json
 
 # They shape the answer, which decode gives; on prefill they could only make its one token fail.
 _DECODE_ONLY = (
@@ -81,7 +82,7 @@ def prefill_body(document: Mapping[str, Any], parameters: Mapping[str, Any]) -> 
         # --exclude-tools-when-tool-choice-none would leave them out; the other choices constrain or parse the answer.
         # null does neither.
         body["tool_choice"] = None
-    return orjson.dumps(body)
+    return write_json(body)
 
 
 def release_body(api: Api, model: str, parameters: Mapping[str, Any]) -> bytes:

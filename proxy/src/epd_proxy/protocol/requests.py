@@ -9,6 +9,7 @@ import orjson
 
 from ..errors import InvalidRequestError
 from .media import MediaItem, find_items
+from .writing import write_json
 
 # The stages' own business. In `vllm_xargs` too: vLLM makes them the request's extra arguments, and there the
 # connectors look.
@@ -63,7 +64,7 @@ def parse_request(api: Api, body: bytes, *, items_max: int) -> InferenceRequest:
     """Parse a body. Raises :class:`InvalidRequestError` for what is not a JSON object, or for bad media items."""
     document = _load(body)
     if _strip_reserved(document):
-        body = orjson.dumps(document)
+        body = write_json(document)
     items = tuple(islice(find_items(document.get("messages")), items_max + 1)) if api is CHAT else ()
     if len(items) > items_max:
         raise InvalidRequestError(f"messages: expected at most {items_max} media items, found more")

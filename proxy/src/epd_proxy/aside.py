@@ -1,0 +1,20 @@
+"""Work on large bodies, kept off the event loop."""
+
+import asyncio
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+# Parsing or writing so much takes some 10 ms; above it the other requests would feel it.
+_FROM_BYTES = 4 * 1024 * 1024
+
+
+async def run_aside(
+    size_bytes: int, work: Callable[_Given, _Result], *args: _Given.args, **kwargs: _Given.kwargs
+) -> _Result:
+    """Return what ``work`` does, done in a thread when it is about a large body."""
+    if size_bytes < _FROM_BYTES:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
