@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
+import torch
+from transformers.utils import import_utils
 
-torch = pytest.importorskip("torch", reason="runs in the CPU image's environment")
-
-from epd_connector.cpu.npu_stand_in import npu_stand_in  # noqa: E402 (needs torch)
+from epd_connector.cpu.npu_stand_in import npu_stand_in
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +37,11 @@ def test_it_is_taken_away_when_the_import_fails() -> None:
 
 
 def test_no_npu_is_reported_available_during_or_after() -> None:
-    utils = pytest.importorskip("transformers.utils.import_utils")
-    utils.is_torch_npu_available.cache_clear()
+    import_utils.is_torch_npu_available.cache_clear()
     with npu_stand_in():
-        assert not utils.is_torch_npu_available()
-    utils.is_torch_npu_available.cache_clear()
-    assert not utils.is_torch_npu_available()
+        assert not import_utils.is_torch_npu_available()
+    import_utils.is_torch_npu_available.cache_clear()
+    assert not import_utils.is_torch_npu_available()
     assert not torch.npu.is_available()
 
 
