@@ -50,6 +50,8 @@ class Hardware:
     role_flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     role_environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Defaults of single roles, over those of every role."""
+    ec_limits: Mapping[str, int] = field(default_factory=dict)
+    """Time limits of the EC connector, in ms, that differ from its own."""
     npu: bool = False
     """Whether HCCL and the transfer engine run here: then an instance is known by its IP address."""
 
@@ -104,6 +106,8 @@ HARDWARE: Mapping[str, Hardware] = {
             "kv_connector": "MooncakeLayerwiseConnector",
             "kv_connector_module_path": "epd_connector.cpu.layerwise",
         },
+        # All instances share a few cores, and a decode instance that waits for KV keeps one of them busy.
+        ec_limits={"fetch_timeout_ms": 2000, "publish_timeout_ms": 2000},
     ),
     # HCCL_INTRA_ROCE_ENABLE: the compose file says 1 where the cards have a RoCE network.
     "a2": _ascend({"HCCL_INTRA_ROCE_ENABLE": "0"}),
@@ -293,6 +297,7 @@ def ec_transfer_config(role: str, settings: Settings) -> dict[str, object]:
         "ec_role": "ec_producer" if role == "encode" else "ec_consumer",
         "ec_connector_extra_config": {
             **ec_store_config(settings),
+            **HARDWARE[settings.hardware].ec_limits,
             "metrics_host": settings.bind_host,
             "metrics_port": settings.ec_metrics_port,
         },
