@@ -42,6 +42,7 @@ class FakeInstance:
         self.requests: list[Recorded] = []
         self.probes = 0
         self.healthy = True
+        self.profiler = False
         self.running = 0
         self.running_max = 0
         self.aborted = 0
@@ -57,6 +58,7 @@ class FakeInstance:
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/{rest:.*}", self._infer)
+        app.router.add_post("/{name:(start|stop)_profile}", self._profile)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
@@ -81,6 +83,12 @@ class FakeInstance:
     async def _models(self, request: web.Request) -> web.Response:
         self.requests.append(Recorded(request.path, request.headers, b""))
         return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": self.name}]})
+
+    async def _profile(self, request: web.Request) -> web.Response:
+        if not self.profiler:
+            raise web.HTTPNotFound
+        self.requests.append(Recorded(request.path, request.headers, await request.read()))
+        return web.Response()
 
     async def _infer(self, request: web.Request) -> web.StreamResponse:
         recorded = Recorded(request.path, request.headers, await request.read())

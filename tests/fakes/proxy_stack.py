@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from epd_proxy.app import FLOW, HANDLERS, METASERVER, STAGES, build_app, make_runner
+from epd_proxy.app import ADMIN, FLOW, HANDLERS, MEMBERSHIP, METASERVER, STAGES, build_app, make_runner
 from epd_proxy.config import Health, Limits, Listen, MetaserverConfig, ProxyConfig, Retry, Timeouts, Topology
 from fakes.instances import MODEL, FakeInstance
 from fakes.layerwise import KvLink, decode_instance, prefill_instance
@@ -24,12 +24,13 @@ COMPLETIONS = "/v1/completions"
 class ProxyStack:
     """``async with ProxyStack(encoders=2) as stack``. Leaving it asserts that nothing was left in flight.
 
-    With ``prefills`` and ``decodes`` these take the place of the ``instances``.
+    With ``prefills`` and ``decodes`` these take the place of the ``instances``. ``more`` are other parts of the
+    configuration.
     """
 
     def __init__(self, encoders: int = 1, instances: int = 1, *, prefills: int = 0, decodes: int = 0,
                  timeouts: Timeouts | None = None, retry: Retry | None = None, limits: Limits | None = None,
-                 health: Health | None = None, encode_fallback: str = "local") -> None:  # fmt: skip
+                 health: Health | None = None, encode_fallback: str = "local", **more: Any) -> None:  # fmt: skip
         self.encoders = [FakeInstance(name=f"encode-{i}") for i in range(encoders)]
         self.instances = [FakeInstance(name=f"prefill-decode-{i}") for i in range(0 if decodes else instances)]
         self.link = KvLink()
@@ -39,7 +40,7 @@ class ProxyStack:
         self._options: dict[str, Any] = {
             "timeouts": timeouts or Timeouts(drain_s=1),
             "retry": retry or Retry(), "limits": limits or Limits(), "health": health or Health(interval_s=60),
-            "encode_fallback": encode_fallback,
+            "encode_fallback": encode_fallback, **more,
         }  # fmt: skip
         self.url = ""
 
@@ -62,6 +63,8 @@ class ProxyStack:
         self.handlers = self.app[HANDLERS]
         self.flow = self.app[FLOW]
         self.metaserver = self.app[METASERVER]
+        self.admin = self.app[ADMIN]
+        self.membership = self.app[MEMBERSHIP]
         await self.until(lambda: all(pool.ready for pool in self.pools.values()))
         return self
 

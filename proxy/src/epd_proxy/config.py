@@ -4,6 +4,7 @@ import ipaddress
 from dataclasses import dataclass, field, fields, replace
 from urllib.parse import urlsplit
 
+from .edge import AdminConfig
 from .errors import ConfigError
 
 MIB = 1024 * 1024
@@ -40,7 +41,7 @@ class Topology:
         found: list[str] = []
         for stage, urls in self.stages().items():
             flag = "--" + stage.replace("_", "-")
-            found += [f"{flag}: {fault}" for url in urls for fault in _url_faults(url)]
+            found += [f"{flag}: {fault}" for url in urls for fault in url_faults(url)]
             found += [f"{flag}: {url} is given twice" for url in sorted({u for u in urls if urls.count(u) > 1})]
         if self.prefill_decode and (self.prefill or self.decode):
             found.append("give either --prefill-decode, or --prefill and --decode, not both")
@@ -67,7 +68,7 @@ class MetaserverConfig:
         if not self.advertise_url:
             expected = f"{flag}: expected http://host:{self.port}, with this host's name or address as"
             return [*found, f"{expected} {remote} sees it"] if remote else found
-        faults = _url_faults(self.advertise_url)
+        faults = url_faults(self.advertise_url)
         if not faults and remote and _is_loopback(self.advertise_url):
             faults = [
                 f"{self.advertise_url} leads {remote} to itself; expected this host's name or address as it sees it"
@@ -188,9 +189,12 @@ class ProxyConfig:
     health: Health = field(default_factory=Health)
     logging: Logging = field(default_factory=Logging)
     encode_fallback: str = "local"
+    admin: AdminConfig = field(default_factory=AdminConfig)
+    instances_file: str = ""
 
     def __post_init__(self) -> None:
-        parts = (self.listen, self.topology, self.timeouts, self.retry, self.limits, self.health, self.logging)
+        parts = (self.listen, self.topology, self.timeouts, self.retry, self.limits, self.health, self.logging,
+                 self.admin)  # fmt: skip
         found = [fault for part in parts for fault in part.faults()]
         if self.topology.decode:
             found += self.metaserver.faults(self.topology.decode)
@@ -200,7 +204,8 @@ class ProxyConfig:
             raise ConfigError(found)
 
 
-def _url_faults(url: str) -> list[str]:
+def url_faults(url: str) -> list[str]:
+    """Return what is wrong with an instance's base URL, one sentence each."""
     expected = f"expected http://host:port, found {url!r}"
     try:
         parts = urlsplit(url)

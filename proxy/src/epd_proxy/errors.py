@@ -5,11 +5,13 @@
     ProxyError
     ├── ConfigError (ValueError)                      refused at start, never on the wire
     ├── InvalidRequestError (ValueError)       400    the client's input is at fault
+    │   ├── UnauthorizedError                  401
     │   ├── BodyTooLargeError                  413
     │   ├── BodyTooSlowError (TimeoutError)    408
     │   ├── MediaFetchError                    400    an instance could not fetch the client's media URL
     │   ├── NotFoundError (LookupError)        404
-    │   └── MethodNotAllowedError              405
+    │   ├── MethodNotAllowedError              405
+    │   └── ConflictError                      409    an operator's change that would leave a stage without instances
     ├── UnavailableError                       503    no usable endpoint, or draining
     │   └── PrefillFailedError                 503    a prefill that may have begun did not end well
     ├── RefusedByBackendError                  as the backend said (4xx, and 5xx after the last attempt)
@@ -62,6 +64,13 @@ class InvalidRequestError(ProxyError, ValueError):
     kind = "BadRequestError"
 
 
+class UnauthorizedError(InvalidRequestError):
+    """The client did not show a key that is known."""
+
+    status = 401
+    kind = "Unauthorized"
+
+
 class BodyTooLargeError(InvalidRequestError):
     """The request body is over the limit."""
 
@@ -101,6 +110,13 @@ class MethodNotAllowedError(InvalidRequestError):
 
     status = 405
     kind = "MethodNotAllowed"
+
+
+class ConflictError(InvalidRequestError):
+    """An operator's change contradicts what there is."""
+
+    status = 409
+    kind = "Conflict"
 
 
 class UnavailableError(ProxyError):

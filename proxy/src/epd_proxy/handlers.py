@@ -38,7 +38,7 @@ class Handlers:
         self._items_max = config.limits.media_items
         self._write_idle_s = config.timeouts.write_idle_s
         self.bodies = Bodies(config.limits, config.timeouts.body_idle_s)
-        self._stages = stages
+        self._stages = stages  # live: instances come and go
         self._running: set[asyncio.Task[object]] = set()
         self.draining = False
 

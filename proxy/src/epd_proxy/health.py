@@ -16,16 +16,29 @@ class Prober:
     """Probes each endpoint on its own beat, so that one that hangs does not delay the others."""
 
     def __init__(self, pools: Iterable[Pool], upstream: Upstream, config: HealthConfig) -> None:
-        self._endpoints = [endpoint for pool in pools for endpoint in pool.endpoints]
+        self._pools = tuple(pools)
+        self._probing: dict[Endpoint, asyncio.Task[None]] = {}
         self._upstream = upstream
         self._interval_s = config.interval_s
         self._call = Call("/health", headers=[], first_byte_s=config.timeout_s, method="GET")
 
-    async def run(self) -> None:
-        """Probe until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for endpoint in self._endpoints:
-                tasks.create_task(self._watch(endpoint), name=f"probe {endpoint.url}")
+    def follow(self) -> None:
+        """Probe the endpoints that the pools have now, the new ones at once, and no others. Needs a running loop."""
+        endpoints = [endpoint for pool in self._pools for endpoint in pool.endpoints]
+        for endpoint in endpoints:
+            if endpoint not in self._probing:
+                name = f"probe {endpoint.stage} {endpoint.url}"
+                self._probing[endpoint] = asyncio.create_task(self._watch(endpoint), name=name)
+        for endpoint in self._probing.keys() - set(endpoints):
+            self._probing.pop(endpoint).cancel()
+
+    async def close(self) -> None:
+        """Probe no more."""
+        tasks = list(self._probing.values())
+        self._probing.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _watch(self, endpoint: Endpoint) -> None:
         while True:

@@ -67,6 +67,15 @@ class Metrics:
             "epd_proxy_broken_streams", "Streams that failed after their first byte", registry=self.registry
         )
 
+        self.reloads = Counter(
+            "epd_proxy_reloads", "Changed files, by outcome: applied or refused", ["file", "outcome"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.file_in_use = Gauge(
+            "epd_proxy_file_in_use", "1 when what the file says is in use, 0 when it was refused", ["file"],
+            registry=self.registry,
+        )  # fmt: skip
+
     def watch_endpoints(self, read: Callable[[], Iterable[EndpointSample]]) -> None:
         """Report the endpoints' state, read when a scrape asks for it."""
         self.registry.register(_EndpointCollector(read))

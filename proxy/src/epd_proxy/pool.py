@@ -33,17 +33,23 @@ class Endpoint:
         self.health = Health.UNKNOWN
         self.last_error = "not probed yet"
         self.refuses = False  # nothing listens there: it is gone, not slow
+        self.draining = False  # gets no new requests; those it has go on
         self._disconnects = 0
         self._failed_probes = 0
 
     def __repr__(self) -> str:
-        load = f"leases={self.active_leases} cost={self.active_cost}"
+        load = f"leases={self.active_leases} cost={self.active_cost}{' draining' if self.draining else ''}"
         return f"<Endpoint {self.stage} {self.url} {self.health.value} {load}>"
 
     @property
     def usable(self) -> bool:
-        """Whether requests may be sent here."""
+        """Whether it lives, as far as is known: what it has may go on here."""
         return self.health is not Health.DOWN
+
+    @property
+    def eligible(self) -> bool:
+        """Whether new requests may be sent here."""
+        return self.usable and not self.draining
 
     def mark_answered(self) -> None:
         """A request was answered: whatever its status, the instance talks."""
@@ -114,12 +120,29 @@ class Pool:
     def __repr__(self) -> str:
         return f"<Pool {self.stage} {self.endpoints}>"
 
+    def find(self, url: str) -> Endpoint | None:
+        """Return the endpoint at ``url``."""
+        return next((e for e in self.endpoints if e.url == url), None)
+
+    def add(self, url: str) -> Endpoint:
+        """Return the endpoint at ``url``, a new one or one that is there; it takes requests from here on."""
+        endpoint = self.find(url)
+        if endpoint is None:
+            endpoint = Endpoint(self.stage, url)
+            self.endpoints = [*self.endpoints, endpoint]
+        endpoint.draining = False
+        return endpoint
+
+    def remove(self, endpoint: Endpoint) -> None:
+        """Forget ``endpoint``; leases on it stay good."""
+        self.endpoints = [e for e in self.endpoints if e is not endpoint]
+
     def lease(self, cost: int, tried: Collection[Endpoint] = ()) -> Lease:
         """Lease the least loaded usable endpoint that was not tried yet.
 
         Raises :class:`UnavailableError` when there is none.
         """
-        chosen = policy.choose(e for e in self.endpoints if e.usable and e not in tried)
+        chosen = policy.choose(e for e in self.endpoints if e.eligible and e not in tried)
         if chosen is None:
             raise self.unavailable()
         return Lease(chosen, cost)
@@ -130,16 +153,16 @@ class Pool:
 
     def has_untried(self, tried: Collection[Endpoint]) -> bool:
         """Whether a further attempt has somewhere to go."""
-        return any(e.usable and e not in tried for e in self.endpoints)
+        return any(e.eligible and e not in tried for e in self.endpoints)
 
     @property
     def ready(self) -> bool:
-        """Whether at least one endpoint is known to be up."""
-        return any(e.health is Health.UP for e in self.endpoints)
+        """Whether at least one endpoint that takes requests is known to be up, or none is needed."""
+        return not self.endpoints or any(e.health is Health.UP and not e.draining for e in self.endpoints)
 
     def reason(self) -> str:
         """Say how many endpoints are not up. Names no address, since clients read it."""
-        up = sum(e.health is Health.UP for e in self.endpoints)
+        up = sum(e.health is Health.UP and not e.draining for e in self.endpoints)
         return f"{up} of {len(self.endpoints)} up"
 
     def samples(self) -> list[EndpointSample]:

@@ -6,6 +6,7 @@ A flag beats its environment variable, which beats the default.
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from . import __doc__ as epd_proxy_doc
@@ -22,7 +23,9 @@ from .config import (
     Timeouts,
     Topology,
 )
+from .edge import AdminConfig
 from .errors import ConfigError
+from .inventory import read_instances
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ _SETTINGS = (
     _Setting("--prefill-decode", "PREFILL_DECODE_URLS", (), "instances that prefill and decode", several=True),
     _Setting("--prefill", "PREFILL_URLS", (), "prefill instances", several=True),
     _Setting("--decode", "DECODE_URLS", (), "decode instances", several=True),
+    _Setting("--instances-file", "INSTANCES_FILE", "",
+             "file (TOML, or JSON where its name ends so) with the instances of each stage, in place of the flags "
+             "above; a change of it takes effect while the proxy runs"),
     _Setting("--metaserver-host", "METASERVER_HOST", MetaserverConfig.host,
              "address to bind for decode instances' calls (only with --decode)"),
     _Setting("--metaserver-port", "METASERVER_PORT", MetaserverConfig.port, "port to bind for them", kind=int),
@@ -83,6 +89,9 @@ _SETTINGS = (
              "all request bodies in memory at once, each from its arrival to its answer's first byte; beyond it 503. "
              "The proxy needs 6 times as much memory", kind=int),
     _Setting("--max-media-items", "MAX_MEDIA_ITEMS", Limits.media_items, "most media items in a request", kind=int),
+    _Setting("--admin-host", "ADMIN_HOST", AdminConfig.host, "address to bind for operators"),
+    _Setting("--admin-port", "ADMIN_PORT", AdminConfig.port, "port to bind for /admin/*, 0 for none", kind=int),
+    _Setting("--admin-keys-file", "ADMIN_KEYS_FILE", "", "file with the keys of operators: KEY or NAME KEY a line"),
     _Setting("--log-level", "LOG_LEVEL", Logging.level, "debug, info, warning or error"),
     _Setting("--log-format", "LOG_FORMAT", Logging.style, "json, text, or auto: text on a terminal"),
 )  # fmt: skip
@@ -99,7 +108,7 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ProxyConfig:
     for example, stage in _EXAMPLE_NAMES.items():
         values[stage] = (*values[stage], *_example_urls(example, arguments, faults))
     try:
-        config = _build(values)
+        config = _build(values, _topology(values))
     except ConfigError as error:
         faults += error.faults
     if faults:
@@ -107,13 +116,17 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ProxyConfig:
     return config
 
 
-def _build(values: Mapping[str, Any]) -> ProxyConfig:
-    def urls(stage: str) -> tuple[str, ...]:
-        return tuple(url.rstrip("/") for url in values[stage])
+def _topology(values: Mapping[str, Any]) -> Topology:
+    if values["instances_file"]:
+        return read_instances(Path(values["instances_file"]))
+    stages = ("encode", "prefill_decode", "prefill", "decode")
+    return Topology(*(tuple(url.rstrip("/") for url in values[stage]) for stage in stages))
 
+
+def _build(values: Mapping[str, Any], topology: Topology) -> ProxyConfig:
     return ProxyConfig(
         listen=Listen(values["host"], values["port"]),
-        topology=Topology(urls("encode"), urls("prefill_decode"), urls("prefill"), urls("decode")),
+        topology=topology,
         metaserver=MetaserverConfig(
             values["metaserver_host"], values["metaserver_port"], values["metaserver_advertise_url"].rstrip("/")
         ),
@@ -123,6 +136,8 @@ def _build(values: Mapping[str, Any]) -> ProxyConfig:
         health=Health(values["health_interval_s"], values["health_timeout_s"]),
         logging=Logging(values["log_level"], values["log_format"]),
         encode_fallback=values["encode_fallback"],
+        admin=AdminConfig(values["admin_host"], values["admin_port"], values["admin_keys_file"]),
+        instances_file=values["instances_file"],
     )
 
 

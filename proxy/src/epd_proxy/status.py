@@ -36,7 +36,7 @@ class Status:
     async def _ready(self, _request: web.Request) -> web.Response:
         """Readiness: every stage has an endpoint that is up."""
         reasons = [f"{stage}: {pool.reason()}" for stage, pool in self._pools.items() if not pool.ready]
-        stages = {stage: pool.reason() for stage, pool in self._pools.items()}
+        stages = {stage: pool.reason() for stage, pool in self._pools.items() if pool.endpoints}
         if reasons:
             return _json(503, {"status": "not ready", "reasons": reasons, "stages": stages})
         return _json(200, {"status": "ready", "stages": stages})
