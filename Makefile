@@ -63,8 +63,7 @@ test: lint unit test-connector smoke ## everything: lint, unit tests, connector 
 lint: venv ## ruff, mypy, import-linter, shellcheck
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(SOURCES) $(BIN)/mypy -p epd -p epd_proxy -p epd_connector
-	$(BIN)/mypy docker/serve/epd_serve.py
+	$(SOURCES) $(BIN)/mypy -p epd -p epd_proxy -p epd_connector -p epd_serve
 	$(SOURCES) $(BIN)/lint-imports --config proxy/pyproject.toml
 	$(SOURCES) $(BIN)/lint-imports --config connector/pyproject.toml
 	$(BIN)/shellcheck .ci/run scripts/*.sh

@@ -2,14 +2,17 @@
 
 import json
 import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-import epd_serve
+from epd_serve import commandline, health, vllm
+from epd_serve.roles import VLLM_ROLES
+from epd_serve.settings import ConfigurationError, read_settings
+
+LAUNCHER = Path(__file__).resolve().parents[2] / "docker" / "serve" / "epd-serve"
 
 
 @pytest.fixture
@@ -20,15 +23,15 @@ def model(tmp_path):
 
 
 def command(role, environ=(), arguments=()):
-    settings = epd_serve.read_settings(role, dict(environ))
-    return epd_serve.build_command(role, settings, arguments)
+    settings = read_settings(role, dict(environ))
+    return commandline.build_command(role, settings, arguments)
 
 
 def option(words, name):
     return words[words.index(name) + 1]
 
 
-@pytest.mark.parametrize("role", epd_serve.VLLM_ROLES)
+@pytest.mark.parametrize("role", VLLM_ROLES)
 def test_every_vllm_role_serves_the_model_and_keeps_request_ids(role, model):
     words = command(role, {"EPD_MODEL": model, "EPD_MAX_MODEL_LEN": "2048"})
     assert words[:3] == ["python", "-m", "vllm.entrypoints.openai.api_server"]
@@ -59,7 +62,7 @@ def test_a_role_decides_which_caches_are_handed_over(role, ec_role, kv_role, mod
 
 def test_embeddings_can_be_kept_in_a_shared_directory(model, tmp_path):
     environ = {"EPD_MODEL": model, "EPD_EC_STORE": "shared_dir", "EPD_STORE_SIZE_MB": "64"}
-    with pytest.raises(epd_serve.ConfigurationError, match="EPD_EC_SHARED_DIR='/ec': no directory there"):
+    with pytest.raises(ConfigurationError, match="EPD_EC_SHARED_DIR='/ec': no directory there"):
         command("encode", environ)
     extra = json.loads(
         option(command("encode", environ | {"EPD_EC_SHARED_DIR": str(tmp_path)}), "--ec-transfer-config")
@@ -99,8 +102,8 @@ def test_all_faults_are_told_at_once():
         "EPD_MODEL": "/nowhere",
         "EPD_EXTRA_ARGS": "'",
     }
-    with pytest.raises(epd_serve.ConfigurationError) as caught:
-        epd_serve.read_settings("encode", environ)
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings("encode", environ)
     message = str(caught.value)
     for part in ("EPD_HARDWARE='z9'", "EPD_PORT='http'", "EPD_ADVERTISE_HOST", "'/nowhere'", "EPD_EXTRA_ARGS"):
         assert part in message
@@ -111,7 +114,7 @@ NPU = {"EPD_MODEL": "Qwen/Qwen2.5-VL-7B-Instruct", "EPD_HARDWARE": "a2", "EPD_AD
 
 
 def environment(role, environ):
-    return epd_serve.vllm_environment(role, epd_serve.read_settings(role, environ))
+    return vllm.environment(role, read_settings(role, environ))
 
 
 @pytest.mark.parametrize("hardware", ["a2", "a3", "a5"])
@@ -147,8 +150,8 @@ def test_on_an_npu_the_address_reaches_hccl_and_a_name_is_refused():
     assert found["HCCL_SOCKET_IFNAME"] == "enp3s0"
     assert found["OMP_NUM_THREADS"] == "10"
     assert environment("encode", NPU)["OMP_NUM_THREADS"] == "1"
-    with pytest.raises(epd_serve.ConfigurationError, match="expected an IP address"):
-        epd_serve.read_settings("encode", NPU | {"EPD_ADVERTISE_HOST": "encode-0"})
+    with pytest.raises(ConfigurationError, match="expected an IP address"):
+        read_settings("encode", NPU | {"EPD_ADVERTISE_HOST": "encode-0"})
 
 
 def test_ports_and_addresses_of_a_host_network_are_all_told():
@@ -173,14 +176,12 @@ def test_ports_and_addresses_of_a_host_network_are_all_told():
     ],
 )
 def test_health_is_asked_where_the_role_listens(role, environ, url, model):
-    settings = epd_serve.read_settings(role, {"EPD_MODEL": model} | environ)
-    assert epd_serve.health_url(role, settings) == url
+    settings = read_settings(role, {"EPD_MODEL": model} | environ)
+    assert health.url(role, settings) == url
 
 
 def run(*words, **environ):
-    return subprocess.run(
-        [sys.executable, epd_serve.__file__, *words], capture_output=True, text=True, env=environ, check=False
-    )
+    return subprocess.run([LAUNCHER, *words], capture_output=True, text=True, env=environ, check=False)
 
 
 def test_print_shows_environment_and_command_and_runs_nothing(model):
@@ -188,6 +189,13 @@ def test_print_shows_environment_and_command_and_runs_nothing(model):
     assert done.returncode == 0
     assert done.stdout.startswith("OMP_NUM_THREADS=4 \\\n")
     assert "vllm.entrypoints.openai.api_server \\\n    --model" in done.stdout
+
+
+def test_a_variable_that_the_image_empties_has_the_role_s_default():
+    """The vendor's image sets OMP_NUM_THREADS for all roles; ours can only empty it."""
+    environ = {"EPD_MODEL": "org/model", "EPD_HARDWARE": "a2", "EPD_ADVERTISE_HOST": "10.0.0.7"}
+    assert "OMP_NUM_THREADS=10 " in run("--print", "prefill", OMP_NUM_THREADS="", **environ).stdout
+    assert "OMP_NUM_THREADS=4 " in run("--print", "prefill", OMP_NUM_THREADS="4", **environ).stdout
 
 
 def test_an_unknown_role_is_refused_with_the_list():
@@ -219,19 +227,19 @@ def served():
 
 def test_health_tells_loading_from_ready_from_dead(tmp_path: Path, served):
     url, answer = served
-    assert epd_serve.check_health(tmp_path)[0] is False  # nothing was started
+    assert health.check(tmp_path)[0] is False  # nothing was started
 
-    epd_serve.remember("encode", url, tmp_path)
+    health.remember("encode", url, tmp_path)
     answer["status"] = 503
-    healthy, sentence = epd_serve.check_health(tmp_path)
+    healthy, sentence = health.check(tmp_path)
     assert (healthy, "loading for" in sentence) == (False, True)
 
     answer["status"] = 200
-    assert epd_serve.check_health(tmp_path) == (True, "encode: ready")
+    assert health.check(tmp_path) == (True, "encode: ready")
 
     answer["status"] = 503
-    healthy, sentence = epd_serve.check_health(tmp_path)
+    healthy, sentence = health.check(tmp_path)
     assert (healthy, "dead: it was ready" in sentence) == (False, True)
 
-    epd_serve.remember("encode", url, tmp_path)  # the container restarts
-    assert "loading" in epd_serve.check_health(tmp_path)[1]
+    health.remember("encode", url, tmp_path)  # the container restarts
+    assert "loading" in health.check(tmp_path)[1]
