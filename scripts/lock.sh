@@ -18,4 +18,4 @@ lock docker/cpu/wheels.lock docker/cpu/wheels.in --no-deps
 lock docker/cpu/test.lock docker/cpu/test.in --constraint docker/cpu/requirements.lock
 lock docker/build.lock docker/build.in
 lock proxy/requirements.lock proxy/pyproject.toml
-lock tests/requirements.lock tests/requirements.in proxy/pyproject.toml connector/pyproject.toml
+lock tests/requirements.lock tests/requirements.in proxy/pyproject.toml connector/pyproject.toml --all-extras

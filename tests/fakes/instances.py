@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ Behaviour = Callable[["FakeInstance", web.Request, Recorded], Awaitable[web.Stre
 class FakeInstance:
     """One instance. ``script`` holds what the next requests meet, in order; then ``default`` again."""
 
+    host = "127.0.0.1"
+    tls: ssl.SSLContext | None = None
+
     def __init__(self, default: "Behaviour | None" = None, name: str = "fake", port: int = 0) -> None:
         self.name = name
         self.default = default or answer
@@ -51,7 +55,7 @@ class FakeInstance:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self.tls else ''}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     async def start(self) -> "FakeInstance":
         app = web.Application(client_max_size=2**30)
@@ -61,7 +65,7 @@ class FakeInstance:
         app.router.add_post("/{name:(start|stop)_profile}", self._profile)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
+        await web.TCPSite(self._runner, self.host, self.port, reuse_address=True, ssl_context=self.tls).start()
         self.port = self._runner.addresses[0][1]
         return self
 

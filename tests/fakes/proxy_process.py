@@ -4,34 +4,44 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import sys
 
 import aiohttp
 
 
-def free_port() -> int:
+def free_port(host: str = "127.0.0.1") -> int:
     """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
 class ProxyProcess:
-    """``async with ProxyProcess("--prefill-decode", url) as proxy``; ``environ`` adds variables."""
+    """``async with ProxyProcess("--prefill-decode", url) as proxy``; ``environ`` adds variables.
 
-    def __init__(self, *arguments: str, **environ: str) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+    ``tls`` is what its client speaks to it.
+    """
+
+    def __init__(
+        self, *arguments: str, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None, **environ: str
+    ) -> None:
+        self.port = free_port(host)
+        self.host = host
+        self.url = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self._tls = tls
         self._arguments = arguments
         self._environ = environ
 
     async def __aenter__(self) -> "ProxyProcess":
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "epd_proxy", "--host", "127.0.0.1", "--port", str(self.port), *self._arguments,
+            sys.executable, "-m", "epd_proxy", "--host", self.host, "--port", str(self.port), *self._arguments,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **self._environ},
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        self.client = aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(total=20))
+        self.client = aiohttp.ClientSession(
+            self.url, timeout=aiohttp.ClientTimeout(total=20), connector=aiohttp.TCPConnector(ssl=self._tls or True)
+        )
         try:
             await self._started()
         except BaseException:
@@ -67,3 +77,15 @@ class ProxyProcess:
         """Wait for the process; return its exit code and what it logged."""
         _, err = await asyncio.wait_for(self.process.communicate(), 30)
         return self.process.returncode or 0, err.decode()
+
+
+async def until_counted(client: aiohttp.ClientSession, line: str) -> None:
+    """Wait for a line of the proxy's metrics."""
+    text = ""
+    for _ in range(400):
+        async with client.get("/metrics") as response:
+            text = await response.text()
+        if line in text:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"no {line} in {text}")

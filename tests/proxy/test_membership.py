@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from epd_proxy.config import Topology
@@ -15,7 +14,7 @@ from epd_proxy.errors import ConfigError
 from epd_proxy.inventory import read_instances
 from fakes import instances as fake
 from fakes.instances import FakeInstance
-from fakes.proxy_process import ProxyProcess, free_port
+from fakes.proxy_process import ProxyProcess, free_port, until_counted
 from fakes.proxy_stack import CHAT, ProxyStack, Reply, chat, image_part
 
 KEY = "an-operators-key-of-some-length"
@@ -202,15 +201,15 @@ async def test_the_file_says_which_instances_there_are(tmp_path: Path, name: str
             await served_by(encoder)
             seen = len(first.requests)
             write(path, prefill_decode=["nonsense"])
-            await metric(proxy.client, 'epd_proxy_file_in_use{file="instances"} 0.0')
+            await until_counted(proxy.client, 'epd_proxy_file_in_use{file="instances"} 0.0')
             write(path, prefill=["http://a:1"], decode=["http://127.0.0.1:1"])
-            await metric(proxy.client, 'epd_proxy_reloads_total{file="instances",outcome="refused"} 2.0')
+            await until_counted(proxy.client, 'epd_proxy_reloads_total{file="instances",outcome="refused"} 2.0')
             path.unlink()
-            await metric(proxy.client, 'epd_proxy_reloads_total{file="instances",outcome="refused"} 3.0')
+            await until_counted(proxy.client, 'epd_proxy_reloads_total{file="instances",outcome="refused"} 3.0')
             await served_by(second)
             assert len(first.requests) == seen
             write(path, prefill_decode=[first.url])
-            await metric(proxy.client, 'epd_proxy_file_in_use{file="instances"} 1.0')
+            await until_counted(proxy.client, 'epd_proxy_file_in_use{file="instances"} 1.0')
             await served_by(first)
             proxy.terminate()
             code, err = await proxy.end()
@@ -218,18 +217,6 @@ async def test_the_file_says_which_instances_there_are(tmp_path: Path, name: str
         assert "what was before stays" in err
         assert "cannot become decode and prefill" in err
         assert "expected http://host:port, found 'nonsense'" in err
-
-
-async def metric(client: aiohttp.ClientSession, line: str) -> None:
-    """Wait for a line of the metrics."""
-    text = ""
-    for _ in range(400):
-        async with client.get("/metrics") as response:
-            text = await response.text()
-        if line in text:
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"no {line} in {text}")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,17 +11,21 @@ from aiohttp import web
 
 from .admin import Admin
 from .config import ProxyConfig
+from .cors import Cors
+from .edge import TlsConfig
 from .flows import Flow, Stages, choose_flow
+from .guard import BackendKey, Guard
 from .handlers import Handlers
 from .health import Prober
 from .inventory import read_instances
-from .keyring import Keyring, read_keys
+from .keyring import Keyring, read_keys, read_secret
 from .membership import Membership
 from .metaserver import Metaserver
 from .metrics import Metrics
 from .pool import Pool
 from .reloads import Reloads
 from .status import Status
+from .tls import backend_context, load_certificate, read_certificate, server_context
 from .upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -31,6 +36,7 @@ FLOW: web.AppKey[Flow] = web.AppKey("flow", Flow)
 METASERVER: web.AppKey[Metaserver | None] = web.AppKey("metaserver")
 MEMBERSHIP = web.AppKey("membership", Membership)
 ADMIN: web.AppKey[Admin | None] = web.AppKey("admin")
+TLS: web.AppKey[ssl.SSLContext | None] = web.AppKey("tls")
 _PROBER = web.AppKey("prober", Prober)
 _RELOADS = web.AppKey("reloads", Reloads)
 
@@ -40,26 +46,31 @@ def build_app(config: ProxyConfig) -> web.Application:
     metrics = Metrics()
     # An encode stage may be empty: encoders can come later.
     pools = {stage: Pool(stage, urls) for stage, urls in ({"encode": ()} | config.topology.stages()).items()}
-    stages = Stages(pools, Upstream(config.timeouts), config, metrics)
+    stages = Stages(pools, Upstream(config.timeouts, backend_context(config.tls)), config, metrics)
     metrics.watch_endpoints(lambda: [sample for pool in pools.values() for sample in pool.samples()])
     metaserver = Metaserver(config.metaserver.resolved()) if "decode" in pools else None
     flow = choose_flow(stages, metaserver)
     prober = Prober(pools.values(), stages.upstream, config.health)
     membership = Membership(config, pools, prober.follow)
-    handlers = Handlers(flow, metrics, config, membership.staffed)
     reloads = Reloads(metrics)
     admin = _build_admin(config, membership, stages.upstream, reloads)
     if config.instances_file:
         path = Path(config.instances_file)
         reloads.watch("instances", (path,), lambda: read_instances(path), membership.become, config.topology)
+    guard, backend_key = _build_guard(config, reloads)
+    handlers = Handlers(flow, metrics, config, membership.staffed, guard=guard, backend_key=backend_key)
 
-    app = web.Application(middlewares=[handlers.answer_errors])
+    app = web.Application()
+    if config.access.origins:
+        Cors(config.access.origins).install(app)
+    app.middlewares.append(handlers.answer_errors)
     app[HANDLERS] = handlers
     app[STAGES] = stages
     app[FLOW] = flow
     app[METASERVER] = metaserver
     app[MEMBERSHIP] = membership
     app[ADMIN] = admin
+    app[TLS] = _build_tls(config.tls, reloads)
     app[_PROBER] = prober
     app[_RELOADS] = reloads
     handlers.add_routes(app)
@@ -71,11 +82,41 @@ def build_app(config: ProxyConfig) -> web.Application:
 def _build_admin(config: ProxyConfig, membership: Membership, upstream: Upstream, reloads: Reloads) -> Admin | None:
     if not config.admin.port:
         return None
-    path = Path(config.admin.keys_file)
+    return Admin(config.admin, _build_keyring("admin-keys", config.admin.keys_file, reloads), membership, upstream)
+
+
+def _build_guard(config: ProxyConfig, reloads: Reloads) -> tuple[Guard | None, BackendKey | None]:
+    """Return nothing where nobody is asked for anything: then requests go through none of it."""
+    access, certificates = config.access, bool(config.tls.client_ca_file)
+    keyring = _build_keyring("api-keys", access.keys_file, reloads) if access.keys_file else None
+    guard = Guard(keyring, certificates=certificates) if keyring or certificates else None
+    backend_key = BackendKey("") if keyring else None
+    if access.backend_key_file:
+        path = Path(access.backend_key_file)
+        key = read_secret(path)
+        backend_key = BackendKey(key)
+        reloads.watch("backend-key", (path,), lambda: read_secret(path), backend_key.exchange, key)
+    return guard, backend_key
+
+
+def _build_keyring(what: str, file: str, reloads: Reloads) -> Keyring:
+    path = Path(file)
     keys = read_keys(path)
     keyring = Keyring(keys)
-    reloads.watch("admin-keys", (path,), lambda: read_keys(path), keyring.exchange, keys)
-    return Admin(config.admin, keyring, membership, upstream)
+    reloads.watch(what, (path,), lambda: read_keys(path), keyring.exchange, keys)
+    return keyring
+
+
+def _build_tls(config: TlsConfig, reloads: Reloads) -> ssl.SSLContext | None:
+    context = server_context(config)
+    if context:
+        files = (Path(config.cert_file), Path(config.key_file))
+
+        def show(_content: bytes) -> None:
+            load_certificate(context, config)
+
+        reloads.watch("tls", files, lambda: read_certificate(config), show, read_certificate(config))
+    return context
 
 
 def make_runner(app: web.Application) -> web.AppRunner:
@@ -94,15 +135,21 @@ async def serve(config: ProxyConfig) -> None:
     runner = make_runner(app)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, config.listen.host, config.listen.port, backlog=4096, reuse_address=True)
+        site = web.TCPSite(
+            runner, config.listen.host, config.listen.port, backlog=4096, reuse_address=True, ssl_context=app[TLS]
+        )
         await site.start()
-        log.info("listening on %s", ", ".join(f"{name[0]}:{name[1]}" for name in runner.addresses))
+        log.info("listening on %s", ", ".join(_shown(*name[:2]) for name in runner.addresses))
         _warn_of_missing_encoders(config)
         await _signalled()
         await site.stop()
         await app[HANDLERS].drain(config.timeouts.drain_s)
     finally:
         await runner.cleanup()
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def _signalled() -> None:

@@ -4,7 +4,7 @@ import ipaddress
 from dataclasses import dataclass, field, fields, replace
 from urllib.parse import urlsplit
 
-from .edge import AdminConfig
+from .edge import AccessConfig, AdminConfig, TlsConfig
 from .errors import ConfigError
 
 MIB = 1024 * 1024
@@ -190,11 +190,13 @@ class ProxyConfig:
     logging: Logging = field(default_factory=Logging)
     encode_fallback: str = "local"
     admin: AdminConfig = field(default_factory=AdminConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
     instances_file: str = ""
 
     def __post_init__(self) -> None:
         parts = (self.listen, self.topology, self.timeouts, self.retry, self.limits, self.health, self.logging,
-                 self.admin)  # fmt: skip
+                 self.admin, self.tls, self.access)  # fmt: skip
         found = [fault for part in parts for fault in part.faults()]
         if self.topology.decode:
             found += self.metaserver.faults(self.topology.decode)

@@ -17,6 +17,7 @@ from .errors import (
     UnavailableError,
 )
 from .flows import Flow, Job
+from .guard import BackendKey, Guard
 from .logs import AccessRecord, log_access
 from .metrics import Metrics
 from .relay import SERVER, Answer, send_answer
@@ -32,7 +33,18 @@ _RETRY_AFTER_S = 1
 class Handlers:
     """Serves the clients' requests and knows which are running."""
 
-    def __init__(self, flow: Flow, metrics: Metrics, config: ProxyConfig, stages: Collection[str]) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        metrics: Metrics,
+        config: ProxyConfig,
+        stages: Collection[str],
+        *,
+        guard: Guard | None = None,
+        backend_key: BackendKey | None = None,
+    ) -> None:
+        self._guard = guard
+        self._backend_key = backend_key
         self._flow = flow
         self._metrics = metrics
         self._items_max = config.limits.media_items
@@ -71,7 +83,7 @@ class Handlers:
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         async def answer(record: AccessRecord) -> web.StreamResponse:
-            opened = await self._flow.models(protocol.forwarded_headers(request.headers), record)
+            opened = await self._flow.models(self._headers(request), record)
             return await send_answer(opened, request, record, self._metrics, write_idle_s=self._write_idle_s)
 
         return await self._serve(request, answer)
@@ -92,8 +104,13 @@ class Handlers:
         record.model, record.stream, record.items = parsed.model, parsed.stream, len(parsed.items)
         planned = plan.build(parsed, self._stages)
         record.handshake = planned.handshake.value
-        job = Job(parsed, planned, protocol.forwarded_headers(request.headers), record)
+        job = Job(parsed, planned, self._headers(request), record)
         return await self._flow.answer(job)
+
+    def _headers(self, request: web.Request) -> protocol.Headers:
+        """Return the client's headers that go to every stage."""
+        headers = protocol.forwarded_headers(request.headers)
+        return self._backend_key.replace_in(headers) if self._backend_key else headers
 
     async def _serve(
         self, request: web.Request, answer: Callable[[AccessRecord], Awaitable[web.StreamResponse]]
@@ -106,6 +123,8 @@ class Handlers:
         try:
             if self.draining:
                 raise UnavailableError("the proxy is shutting down")
+            if self._guard:
+                record.key = self._guard.admit(request)
             return await answer(record)
         except ProxyError as error:
             return _error_response(error, record)
@@ -132,6 +151,8 @@ class Handlers:
     async def _on_expect(self, request: web.Request) -> web.StreamResponse | None:
         """Answer ``Expect: 100-continue``: a body that is too large need not be sent at all."""
         try:
+            if self._guard:
+                self._guard.admit(request)
             self.bodies.check(request.content_length or 0)
         except ProxyError as error:
             return self._refuse(request, error)
@@ -177,6 +198,8 @@ def _error_response(error: ProxyError, record: AccessRecord) -> web.Response:
     headers = {"X-Request-Id": record.request_id, "Server": SERVER}
     if content_type := error.content_type:
         headers["Content-Type"] = content_type
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if error.status == 503:
         headers["Retry-After"] = str(_RETRY_AFTER_S)
     return web.Response(status=error.status, body=body, headers=headers)

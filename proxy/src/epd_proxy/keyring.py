@@ -76,3 +76,14 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     if faults:
         raise ConfigError(faults)
     return tuple(keys)
+
+
+def read_secret(path: Path) -> str:
+    """Return the one key of a file. Raises :class:`ConfigError` unless it holds just that."""
+    try:
+        words = path.read_text("utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: {error}"]) from error
+    if len(words) != 1 or not words[0].isascii() or not words[0].isprintable():
+        raise ConfigError([f"{path}: expected one key, of printable ASCII, found {len(words)} words"])
+    return words[0]

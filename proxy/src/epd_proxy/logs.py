@@ -21,6 +21,7 @@ class AccessRecord:
     request_id: str
     started: float = field(default_factory=time.monotonic)
     client: str = ""
+    key: str = ""
     trace_id: str = ""
     model: str = ""
     stream: bool = False
@@ -53,7 +54,7 @@ class AccessRecord:
             "encoded": self.encoded, "encode_endpoints": self.encode_endpoints, "handshake": self.handshake,
             "callback_s": round(self.callback_s, 4), "prefill_s": round(self.prefill_s, 4),
             "prefill_endpoints": self.prefill_endpoints, "endpoint": self.endpoint, "attempts": self.attempts,
-            "bytes_in": self.bytes_in, "bytes_out": self.bytes_out, "client": self.client,
+            "bytes_in": self.bytes_in, "bytes_out": self.bytes_out, "client": self.client, "key": self.key,
             "trace_id": self.trace_id, "error": self.error,
         }  # fmt: skip
         return {name: value for name, value in values.items() if value or name == "status"}

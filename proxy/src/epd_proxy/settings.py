@@ -23,7 +23,7 @@ from .config import (
     Timeouts,
     Topology,
 )
-from .edge import AdminConfig
+from .edge import AccessConfig, AdminConfig, TlsConfig
 from .errors import ConfigError
 from .inventory import read_instances
 
@@ -36,6 +36,7 @@ class _Setting:
     help: str
     several: bool = False
     kind: type = str
+    metavar: str = "URL"
 
     @property
     def name(self) -> str:
@@ -89,6 +90,20 @@ _SETTINGS = (
              "all request bodies in memory at once, each from its arrival to its answer's first byte; beyond it 503. "
              "The proxy needs 6 times as much memory", kind=int),
     _Setting("--max-media-items", "MAX_MEDIA_ITEMS", Limits.media_items, "most media items in a request", kind=int),
+    _Setting("--tls-cert", "TLS_CERT", "", "PEM file with the certificate chain that clients are shown"),
+    _Setting("--tls-key", "TLS_KEY", "", "PEM file with its key; read again, with the certificate, when it changes"),
+    _Setting("--tls-client-ca", "TLS_CLIENT_CA", "", "PEM file with the CAs of the certificates that clients need"),
+    _Setting("--backend-tls-ca", "BACKEND_TLS_CA", "", "PEM file with further CAs of https instances"),
+    _Setting("--backend-tls-cert", "BACKEND_TLS_CERT", "", "PEM file with the certificate that instances are shown"),
+    _Setting("--backend-tls-key", "BACKEND_TLS_KEY", "", "PEM file with its key"),
+    _Setting("--backend-tls-verify", "BACKEND_TLS_VERIFY", TlsConfig.backend_verify,
+             "check the certificates of https instances: on or off"),
+    _Setting("--api-keys-file", "API_KEYS_FILE", "",
+             "file with the keys of clients: KEY or NAME KEY a line; read again when it changes"),
+    _Setting("--backend-key-file", "BACKEND_KEY_FILE", "",
+             "file with the key that instances are shown in place of the client's; read again when it changes"),
+    _Setting("--cors-origins", "CORS_ORIGINS", (), "origins of pages whose scripts may call, or *", several=True,
+             metavar="ORIGIN"),
     _Setting("--admin-host", "ADMIN_HOST", AdminConfig.host, "address to bind for operators"),
     _Setting("--admin-port", "ADMIN_PORT", AdminConfig.port, "port to bind for /admin/*, 0 for none", kind=int),
     _Setting("--admin-keys-file", "ADMIN_KEYS_FILE", "", "file with the keys of operators: KEY or NAME KEY a line"),
@@ -138,6 +153,16 @@ def _build(values: Mapping[str, Any], topology: Topology) -> ProxyConfig:
         encode_fallback=values["encode_fallback"],
         admin=AdminConfig(values["admin_host"], values["admin_port"], values["admin_keys_file"]),
         instances_file=values["instances_file"],
+        access=AccessConfig(values["api_keys_file"], values["backend_key_file"], values["cors_origins"]),
+        tls=TlsConfig(
+            values["tls_cert"],
+            values["tls_key"],
+            values["tls_client_ca"],
+            values["backend_tls_ca"],
+            values["backend_tls_cert"],
+            values["backend_tls_key"],
+            values["backend_tls_verify"],
+        ),
     )
 
 
@@ -148,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     for setting in _SETTINGS:
         text = f"{setting.help} [EPD_PROXY_{setting.env}; default: {setting.default or 'none'}]"
         if setting.several:
-            parser.add_argument(setting.flag, nargs="+", action="extend", metavar="URL", help=text)
+            parser.add_argument(setting.flag, nargs="+", action="extend", metavar=setting.metavar, help=text)
         else:
             parser.add_argument(setting.flag, metavar=setting.kind.__name__.upper(), help=text)
     group = parser.add_argument_group("names of vllm-ascend's example proxy")
@@ -169,7 +194,7 @@ def _value(setting: _Setting, arguments: argparse.Namespace, environ: Mapping[st
         return setting.default
     if setting.several:
         texts = [given] if isinstance(given, str) else given
-        return tuple(url for text in texts for url in text.replace(",", " ").split())
+        return tuple(word for text in texts for word in text.replace(",", " ").split())
     try:
         return setting.kind(given)
     except ValueError:

@@ -1,6 +1,7 @@
 """The only module that opens sockets to backends; foreign exceptions end here and become those of ``errors``."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -99,15 +100,17 @@ class UpstreamResponse:
 class Upstream:
     """Sends requests to backends over kept connections."""
 
-    def __init__(self, timeouts: Timeouts) -> None:
+    def __init__(self, timeouts: Timeouts, tls: ssl.SSLContext | None = None) -> None:
+        """``tls`` is for instances whose URL begins with https; the system's CAs by default."""
         self._timeouts = timeouts
+        self._tls: ssl.SSLContext | bool = tls or True
         self._kept: aiohttp.ClientSession | None = None
         self._new: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
         """Open the connection pools; needs a running loop."""
-        self._kept = self._open_session(aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S))
-        self._new = self._open_session(aiohttp.TCPConnector(limit=0, force_close=True))
+        self._kept = self._open_session(aiohttp.TCPConnector(limit=0, ssl=self._tls, keepalive_timeout=_KEEP_ALIVE_S))
+        self._new = self._open_session(aiohttp.TCPConnector(limit=0, ssl=self._tls, force_close=True))
 
     async def close(self) -> None:
         """Close every connection."""

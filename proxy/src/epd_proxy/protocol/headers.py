@@ -13,8 +13,13 @@ _HOP_BY_HOP = frozenset(
 # Set anew for each hop; the body arrives here decoded and is sent decoded; the ranks are the balancer's to choose.
 _NOT_FORWARDED = _HOP_BY_HOP | {
     "host", "content-length", "content-encoding", "accept-encoding", "expect", "x-request-id", "x-data-parallel-rank",
+    "origin",
 }  # fmt: skip
-_NOT_RETURNED = _HOP_BY_HOP | {"content-length", "date", "server", "x-request-id"}
+# Which pages may read the answer is this proxy's to say: vLLM allows all of them by default.
+_NOT_RETURNED = _HOP_BY_HOP | {
+    "content-length", "date", "server", "x-request-id", "access-control-allow-origin",
+    "access-control-allow-credentials", "access-control-expose-headers", "vary",
+}  # fmt: skip
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,200}")
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}.*")
