@@ -12,7 +12,7 @@ EPD := PYTHONPATH=scripts PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m epd
 BIN := .venv/bin
 SOURCES := PYTHONPATH=proxy/src:connector/src
 
-.PHONY: help up down clean logs status build pull doctor plan describe deploy deploy-1e1pd deploy-1e1p1d venv lint unit test-connector smoke test
+.PHONY: help up down clean logs status build pull push bundle load doctor plan describe deploy deploy-1e1pd deploy-1e1p1d venv lint unit test-connector smoke test
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,8 +37,17 @@ clean: ## remove containers, volumes, images and the part of .env that `make up`
 build: ## build the images
 	@$(EPD) build
 
-pull: ## start the stack from prebuilt images (REGISTRY=registry.example/team/)
+pull: ## start the stack from prebuilt images, by the digests in images.lock (REGISTRY=registry.example/team/)
 	@EPD_PULL=1 $(EPD) up
+
+push: ## build the images, push them, write their digests to images.lock (REGISTRY=registry.example/team/)
+	@$(EPD) push $(ARGS)
+
+bundle: ## write a folder for a host without a network (MODEL=<folder> adds the model, BUNDLE=<folder> names it)
+	@$(EPD) bundle
+
+load: ## take the images of such a folder (run it in there, or BUNDLE=<folder>)
+	@$(EPD) load
 
 deploy-1e1pd: ## start one encoder and one prefill/decode instance
 	@TOPOLOGY=1e1pd $(EPD) up

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +141,20 @@ def install(packages: list[str]) -> None:
     command.show(*argv, fix=_NETWORK_FIX, timeout_s=_INSTALL_TIMEOUT_S, env=_NO_QUESTIONS)
 
 
+def download(packages: list[str], folder: Path, options: Sequence[str] = (), *, fix: str = _NETWORK_FIX) -> list[str]:
+    """Download the .deb files of packages into a folder, installing nothing; return the paths of all that are there.
+
+    Raises:
+        CommandError: apt-get failed.
+    """
+    command.show("apt-get", "-q", *options, "update", fix=fix, timeout_s=_INSTALL_TIMEOUT_S)
+    # apt-get download writes to the current folder, hence env -C.
+    argv = ["env", "-C", str(folder), "apt-get", "-q", *options, "download"]
+    for package in packages:
+        command.show(*argv, package, fix=fix, timeout_s=_INSTALL_TIMEOUT_S)
+    return [str(path) for path in sorted(folder.glob("*.deb"))]
+
+
 def install_from_suite(packages: list[str], source: Source, keyring: Path = DEBIAN_KEYRING) -> None:
     """Install single packages of another suite, and leave no trace of that suite in the machine's sources.
 
@@ -159,12 +173,7 @@ def install_from_suite(packages: list[str], source: Source, keyring: Path = DEBI
             fix="apt-get install debian-archive-keyring",
         )
     with _separate_state(source, keyring) as (folder, options):
-        command.show("apt-get", "-q", *options, "update", fix=_MIRROR_FIX, timeout_s=_INSTALL_TIMEOUT_S)
-        for package in packages:
-            # apt-get download writes to the current folder, hence env -C.
-            argv = ["env", "-C", str(folder), "apt-get", "-q", *options, "download", f"{package}/{source.suite}"]
-            command.show(*argv, fix=_MIRROR_FIX, timeout_s=_INSTALL_TIMEOUT_S)
-        files = [str(path) for path in sorted(folder.glob("*.deb"))]
+        files = download([f"{package}/{source.suite}" for package in packages], folder, options, fix=_MIRROR_FIX)
         argv = ["apt-get", "-qy", "install", "--no-install-recommends", *files]
         command.show(*argv, fix=_MIRROR_FIX, timeout_s=_INSTALL_TIMEOUT_S, env=_NO_QUESTIONS)
 

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from epd import apt, command, needs
@@ -46,8 +47,14 @@ def obtain(settings: Settings, suite: str, distribution: Distribution, *, root: 
     return own
 
 
-def pull(name: str, *, first_answer_s: float, total_s: float = _PULL_TIMEOUT_S) -> str | None:
-    """Pull an image; return None, or why it could not be pulled.
+def pull(
+    name: str,
+    *,
+    first_answer_s: float,
+    total_s: float = _PULL_TIMEOUT_S,
+    on_line: Callable[[str], None] = lambda _: None,
+) -> str | None:
+    """Pull an image; return None, or why it could not be pulled. `on_line` gets each line that the client prints.
 
     A registry that is cut off by a firewall lets the client wait for minutes, hence a limit for its first answer.
     """
@@ -65,6 +72,7 @@ def pull(name: str, *, first_answer_s: float, total_s: float = _PULL_TIMEOUT_S) 
     try:
         while (line := lines.get(timeout=max(0.0, began_s + limit_s - time.monotonic()))) is not None:
             last, limit_s = line or last, total_s
+            on_line(line)
     except queue.Empty:
         process.kill()
         process.wait()

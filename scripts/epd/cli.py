@@ -15,12 +15,11 @@ from epd import (
     base_image,
     command,
     container_user,
+    delivery,
     dotenv,
-    engine,
     host,
     images,
     inspection,
-    needs,
     planning,
     services,
     settings,
@@ -29,6 +28,7 @@ from epd import (
 )
 from epd.context import ROOT, Context, context
 from epd.errors import StepError
+from epd.provision import prepare_engine, provide_images
 
 _DOCKER_FIX = "`make up` installs Docker"
 _TESTED = ("connector", "docker", "scripts", "tests", "pyproject.toml")
@@ -72,41 +72,6 @@ def up(it: Context, _: list[str]) -> int:
     images.remove_replaced()  # only now does no container use them any more
     print(banner.render(running.address, banner.model_name(running.address), it.settings.topology))
     return 0
-
-
-def prepare_engine(it: Context) -> None:
-    """Install what is missing, start the engine, check versions."""
-    found = needs.take_inventory()
-    missing = needs.find_missing(found, it.versions, it.distribution)
-    needs.provide(
-        missing,
-        it.distribution,
-        root=it.root_user,
-        no_install=it.settings.no_install,
-        mirror=it.settings.debian_mirror,
-    )
-    engine.ensure_running(os.environ, root=it.root_user, systemd=host.has_systemd())
-    found = needs.take_inventory()
-    needs.check_provided(found, it.versions, it.distribution)
-    needs.check_engine_version(found, it.versions)
-
-
-def provide_images(it: Context, targets: tuple[str, ...], *, pull: bool) -> dict[str, str]:
-    """Build or `pull` images unless they are up to date; return their names by bake target."""
-    tags = images.tags(ROOT, targets, it.bake)
-    if pull:
-        images.pull(tags, anew=it.settings.pull_anew)
-        return tags
-    inputs = images.inputs_hash(it.settings)
-    stale = tuple(name for name, tag in tags.items() if not images.is_current(tag, inputs))
-    if not stale:
-        print(f"Images: up to date ({', '.join(tags.values())})", flush=True)
-        return tags
-    base = base_image.obtain(it.settings, it.versions["DEBIAN_SUITE"], it.distribution, root=it.root_user)
-    environment = images.bake_environment(it.settings, it.versions, base=base, inputs=inputs)
-    images.build(ROOT, stale, environment, timeout_s=it.settings.build_timeout_s)
-    images.remove_replaced()
-    return tags
 
 
 def write_dotenv(it: Context, planned: planning.Planned, tags: dict[str, str]) -> stack.Stack:
@@ -254,6 +219,9 @@ COMMANDS: dict[str, tuple[Callable[[Context, list[str]], int], str]] = {
     "plan": (inspection.plan, "show which instance gets which cards and ports, and write the files"),
     "describe": (inspection.describe, "print this machine as an inventory for plan"),
     "build": (build, "build the images"),
+    "push": (delivery.push, "build, push to a registry, write images.lock"),
+    "bundle": (delivery.bundle, "write a folder for a host without a network"),
+    "load": (delivery.load, "take the images of such a folder"),
     "logs": (logs, "follow the logs"),
     "status": (status, "show how the stack is"),
     "smoke": (smoke, "live tests in containers"),

@@ -1,4 +1,4 @@
-"""Our images: what they are called, whether they are up to date, and how they are built or pulled."""
+"""Our images: what they are called, whether they are up to date, and how they are built."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 from urllib.parse import urlsplit
 
-from epd import base_image, command
+from epd import command
 from epd.buildlog import BuildLog
 from epd.display import Display
 from epd.errors import StepError
@@ -27,7 +27,6 @@ INPUTS = (".dockerignore", "connector", "docker", "proxy", "scripts/tiny_model.p
 _NOT_INPUTS = ("__pycache__", "dist", ".pytest_cache", ".mypy_cache", ".ruff_cache")
 _FAILURE_TAIL_LINES = 40
 _SHOW_EVERY_S = 0.5
-_PULL_FIRST_ANSWER_S = 60.0
 
 
 def served(profile: str) -> tuple[str, str]:
@@ -104,30 +103,21 @@ def tags(root: Path, targets: tuple[str, ...], environment: Mapping[str, str]) -
 
 def is_current(tag: str, inputs: str) -> bool:
     """Whether the engine has this image, built from the files of now."""
+    found = inputs_label(tag)
+    return bool(found) and found == inputs
+
+
+def inputs_label(tag: str) -> str:
+    """Return the hash of the files that an image was built from; empty when the engine does not have it."""
     template = f'{{{{index .Config.Labels "{INPUTS_LABEL}"}}}}'
     result = command.probe("docker", "image", "inspect", "--format", template, tag)
-    return result.ok and result.stdout.strip() == inputs
+    return result.stdout.strip() if result.ok else ""
 
 
-def pull(names: Mapping[str, str], *, anew: bool) -> None:
-    """Pull prebuilt images: those that are not here, or all of them `anew`.
-
-    Raises:
-        StepError: one cannot be pulled.
-    """
-    for tag in names.values():
-        if not anew and base_image.is_there(tag):
-            print(f"Image {tag}: already here (`make pull` asks the registry, EPD_PULL=0 builds)", flush=True)
-            continue
-        print(f"Pulling {tag} …", flush=True)
-        reason = base_image.pull(tag, first_answer_s=_PULL_FIRST_ANSWER_S)
-        if reason is not None:
-            raise StepError(
-                f"cannot pull {tag}",
-                expected="a registry that has it",
-                found=reason,
-                fix="name the registry (REGISTRY=registry.example/team/ make pull), or build: `make build`",
-            )
+def rename(old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    """Give each image of `old` the name that `new` has for its target, as a registry's address is part of the name."""
+    for target, tag in old.items():
+        command.read("docker", "image", "tag", tag, new[target], fix="`docker images` shows what is there")
 
 
 def build(root: Path, targets: tuple[str, ...], environment: Mapping[str, str], *, timeout_s: float) -> None:

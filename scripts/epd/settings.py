@@ -79,7 +79,9 @@ class Settings:
     debian_mirror: str
     """Debian archive to take packages from; empty for that of the machine's own apt sources."""
     registry: str
-    """Prefix of the images' names."""
+    """Prefix of the images' names, with its slash; empty for none."""
+    bundle: str
+    """Folder that `make bundle` writes and `make load` reads; empty for the usual one."""
     pip_index_url: str
     """Package index for the image build; empty for the usual one."""
     torch_index_url: str
@@ -129,7 +131,8 @@ def load(root: Path, environ: Mapping[str, str]) -> Settings:
         registry_timeout_s=number("EPD_REGISTRY_TIMEOUT_S", "15", 1, 3600),
         base_image=setting("EPD_BASE_IMAGE"),
         debian_mirror=setting("EPD_DEBIAN_MIRROR"),
-        registry=setting("REGISTRY"),
+        registry=values.registry(setting("REGISTRY")),
+        bundle=environ.get("BUNDLE", "").strip(),
         pip_index_url=setting("PIP_INDEX_URL"),
         torch_index_url=setting("TORCH_INDEX_URL"),
         ca_bundle=setting("SSL_CERT_FILE"),
@@ -153,6 +156,14 @@ def entries(
     fixed = {entry.name for entry in block}
     chosen = [(name, value) for name, value in sorted(settings.chosen.items()) if name not in fixed]
     return [*block, *(dotenv.Entry(name, value, "chosen on the command line of `make up`") for name, value in chosen)]
+
+
+def remember(root: Path, values_: Mapping[str, str], *, comment: str) -> None:
+    """Keep variables in the block of `.env`, beside what it holds; an empty value is forgotten."""
+    path = root / ".env"
+    kept = [dotenv.Entry(name, value, "as before") for name, value in dotenv.read(path).managed.items()]
+    new = [dotenv.Entry(name, value, comment) for name, value in values_.items() if value]
+    dotenv.write(path, [*(entry for entry in kept if entry.name not in values_), *new])
 
 
 def stack_variables(root: Path) -> frozenset[str]:

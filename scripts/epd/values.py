@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from epd.errors import StepError
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?$", re.IGNORECASE)
+_REGISTRY = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9.-]*)?(:\d+)?/([a-z0-9._-]+/)*$")
 _UNITS = ("", "k", "m", "g", "t", "p")
 _MIB = 1 << 20
 LEAST_MEMORY_BYTES = 64 * _MIB
@@ -111,6 +112,23 @@ def matching(name: str, value: str, pattern: re.Pattern[str]) -> str:
             fix="use small letters, digits, - and _",
         )
     return value
+
+
+def registry(value: str) -> str:
+    """Return the prefix of the images' names with its slash; empty stays empty.
+
+    Raises:
+        StepError: it is no such prefix, as an address with https:// is none.
+    """
+    prefix = f"{value.rstrip('/')}/" if value else ""
+    if prefix and not _REGISTRY.match(prefix):
+        raise StepError(
+            "REGISTRY is not usable",
+            expected="a host with or without port, and a path of small letters: registry.example:5000/team/",
+            found=f"REGISTRY={value}",
+            fix="leave out https:// and the image's name",
+        )
+    return prefix
 
 
 def size_bytes(name: str, value: str) -> int:

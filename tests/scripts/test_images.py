@@ -87,15 +87,6 @@ def test_without_a_registry_set_the_names_have_no_prefix_whatever_the_shell_says
     assert images.bake_variables(settings.load(root, {}), {"EPD_VERSION": "1"}) == {"EPD_VERSION": "1", "REGISTRY": ""}
 
 
-def test_images_that_are_here_are_pulled_only_when_asked(programs):
-    programs.add("docker", 'case "$*" in *here:1) ;; "pull gone:1") ;; *) exit 1;; esac')
-    names = {"cpu": "here:1", "proxy": "gone:1"}
-    images.pull(names, anew=False)
-    assert [call for call in programs.calls if " pull " in call] == ["docker pull gone:1"]
-    images.pull(names, anew=True)
-    assert [call for call in programs.calls if " pull " in call][1:] == ["docker pull here:1", "docker pull gone:1"]
-
-
 def test_what_newer_images_replaced_is_removed_and_said(programs, capsys):
     programs.add("docker", "printf 'Deleted Images:\\ndeleted: sha256:ab\\n\\nTotal reclaimed space: 6.5GB\\n'")
     images.remove_replaced()
