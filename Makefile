@@ -69,13 +69,15 @@ describe: ## print this machine as an inventory, the input of plan
 
 test: lint unit test-connector smoke ## everything: lint, unit tests, connector tests in the image, live tests
 
-lint: venv ## ruff, mypy, import-linter, shellcheck
+lint: venv ## ruff, mypy, import-linter, shellcheck, checks of the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(SOURCES) $(BIN)/mypy -p epd -p epd_proxy -p epd_connector -p epd_serve
 	$(SOURCES) $(BIN)/lint-imports --config proxy/pyproject.toml
 	$(SOURCES) $(BIN)/lint-imports --config connector/pyproject.toml
 	$(BIN)/shellcheck .ci/run scripts/*.sh
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
 
 unit: venv ## unit tests that need neither vLLM nor a running stack
 	$(SOURCES) $(BIN)/pytest tests/scripts tests/docker tests/compose tests/proxy $(PYTEST_ARGS)

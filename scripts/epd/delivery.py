@@ -98,6 +98,6 @@ def _named_for_registry(it: Context, targets: tuple[str, ...]) -> dict[str, str]
         images.rename(here, tags)
         return tags
     inputs = images.inputs_hash(it.settings)
-    current = {target: tag for target, tag in here.items() if images.is_current(tag, inputs)}
-    images.rename(current, tags)
+    missing = [target for target, tag in tags.items() if not images.is_current(tag, inputs)]
+    images.rename({target: here[target] for target in missing if images.is_current(here[target], inputs)}, tags)
     return provide_images(it, targets, pull=False)

@@ -207,3 +207,12 @@ def test_every_name_in_the_documents_of_make_and_stack_is_known():
     names = set(re.findall(r"`(EPD_[A-Z0-9_]+)`", text))
     assert "EPD_PROXY_PORT" in names
     assert [s for s in settings.describe_unknown(ROOT, dict.fromkeys(names, "1")) if "environment" in s] == []
+
+
+def test_what_is_remembered_joins_the_block_and_the_rest_of_the_file_stays(root):
+    (root / ".env").write_text("HF_TOKEN=mine\n# >>> ascend-epd\nEPD_PROXY_PORT=9000\nREGISTRY=old/\n# <<< ascend-epd\n")
+    settings.remember(root, {"EPD_PULL": "1", "REGISTRY": ""}, comment="why")
+    file = dotenv.read(root / ".env")
+    assert (file.own, file.managed) == ({"HF_TOKEN": "mine"}, {"EPD_PROXY_PORT": "9000", "EPD_PULL": "1"})
+    loaded = settings.load(root, {})
+    assert (loaded.pull, loaded.pull_anew, loaded.registry) == (True, False, "")

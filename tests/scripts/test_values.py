@@ -68,3 +68,12 @@ def test_what_compose_could_not_bind_is_refused(text, fix):
     with pytest.raises(StepError, match="EPD_PROXY_BIND is not usable") as caught:
         values.address(text)
     assert fix in caught.value.fix
+
+
+def test_the_prefix_of_names_has_its_slash_and_no_scheme():
+    assert values.registry("") == ""
+    assert values.registry("registry.example:5000/team") == values.registry("registry.example:5000/team/")
+    assert values.registry("registry.example") == "registry.example/"
+    for text in ("https://registry.example/team", "registry.example/Team", "registry.example/a image"):
+        with pytest.raises(StepError, match="REGISTRY is not usable"):
+            values.registry(text)

@@ -22,7 +22,7 @@ VERSION = versions.load(ROOT / "docker" / "versions.env")["EPD_VERSION"]
 _STAND_IN = """\
 FROM {proxy}
 COPY --chmod=755 stand_in.py /usr/local/bin/epd-serve
-ENV STAND_IN_VERSION={version}
+ENV STAND_IN_VERSION="{version}"
 LABEL org.ascend-epd.inputs="{inputs}"
 ENTRYPOINT ["tini", "-g", "--", "epd-serve"]
 """
@@ -39,7 +39,7 @@ def registry(folder: Path) -> Iterator[str]:
     """Run Debian's docker-registry on a loopback port; yield its address. It is unpacked, not installed."""
     program = shutil.which("docker-registry")
     if program is None:
-        (archive,) = apt.download(["docker-registry"], folder)
+        (archive,) = apt.download(["docker-registry"], folder, ["-o", "APT::Sandbox::User=root"])
         subprocess.run(["dpkg-deb", "-x", archive, str(folder / "unpacked")], check=True)
         program = str(folder / "unpacked" / "usr" / "bin" / "docker-registry")
     address = f"127.0.0.1:{free_port()}"
@@ -147,11 +147,19 @@ def docker(*words: str) -> str:
 
 
 def remove_images(prefix: str) -> None:
-    """Remove every image whose name begins with a prefix, whatever tags and digests it has."""
-    lines = docker("image", "ls", "--all", "--format", "{{.Repository}} {{.ID}}").splitlines()
-    found = {line.split()[1] for line in lines if line.startswith(prefix)}
-    if found:
-        docker("image", "rm", "--force", *found)
+    """Take the names that begin with a prefix, tags and digests, off all images: those without another name go.
+
+    By name and never by id, as an image may have names that are not ours to take.
+    """
+    while names := _names(prefix):  # an image's last tag takes its digests along, so one by one
+        docker("image", "rm", names[0])
+
+
+def _names(prefix: str) -> list[str]:
+    ids = set(docker("image", "ls", "--all", "--quiet").split())
+    found = json.loads(docker("image", "inspect", *ids)) if ids else []
+    names = [name for image in found for name in [*(image["RepoTags"] or []), *(image["RepoDigests"] or [])]]
+    return [name for name in names if name.startswith(prefix)]
 
 
 def count_pulls(since: float) -> int:
