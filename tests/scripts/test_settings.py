@@ -210,7 +210,8 @@ def test_every_name_in_the_documents_of_make_and_stack_is_known():
 
 
 def test_what_is_remembered_joins_the_block_and_the_rest_of_the_file_stays(root):
-    (root / ".env").write_text("HF_TOKEN=mine\n# >>> ascend-epd\nEPD_PROXY_PORT=9000\nREGISTRY=old/\n# <<< ascend-epd\n")
+    block = "# >>> ascend-epd\nEPD_PROXY_PORT=9000\nREGISTRY=old/\n# <<< ascend-epd\n"
+    (root / ".env").write_text(f"HF_TOKEN=mine\n{block}")
     settings.remember(root, {"EPD_PULL": "1", "REGISTRY": ""}, comment="why")
     file = dotenv.read(root / ".env")
     assert (file.own, file.managed) == ({"HF_TOKEN": "mine"}, {"EPD_PROXY_PORT": "9000", "EPD_PULL": "1"})
