@@ -1,0 +1,62 @@
+"""A request to a backend, and its head as bytes."""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from ..protocol import Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to a backend, whichever instance it goes to. ``first_byte_s`` limits the wait for an answer.
+
+    ``once``: it must not reach an instance twice, so it goes over a new connection, which cannot be stale.
+    """
+
+    path: str
+    headers: Headers
+    first_byte_s: float
+    body: bytes | None = None
+    method: str = "POST"
+    once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a backend's base URL leads; ``authority`` is what its ``Host`` header says."""
+
+    backend: str
+    host: str
+    port: int
+    tls: bool
+    authority: str
+
+
+def parse_target(backend: str) -> Target:
+    """Split a base URL that the configuration has checked; an IPv6 literal stands in brackets, a zone is not sent."""
+    parts = urlsplit(backend)
+    tls = parts.scheme == "https"
+    host = parts.hostname or ""
+    name, _, _zone = host.partition("%")
+    authority = f"[{name}]" if ":" in name else name
+    if parts.port:
+        authority += f":{parts.port}"
+    return Target(backend, host, parts.port or (443 if tls else 80), tls, authority)
+
+
+def write_head(call: Call, target: Target) -> bytes:
+    """Return the request's head. Raises :class:`ValueError` for what would end a line early, and for ``HEAD``.
+
+    Header values came as bytes in UTF-8 or not (``surrogateescape``) and leave as the same bytes.
+    """
+    if call.method == "HEAD":
+        raise ValueError("an answer to HEAD announces a body that does not come; ask with GET")
+    lines = [f"{call.method} {call.path} HTTP/1.1", f"Host: {target.authority}"]
+    lines += [f"{name}: {value}" for name, value in call.headers]
+    if call.body is not None:
+        lines.append(f"Content-Length: {len(call.body)}")
+    text = "\r\n".join(lines)
+    ends = len(lines) - 1
+    if text.count("\n") != ends or text.count("\r") != ends or "\0" in text:
+        raise ValueError("a header or the path holds a control character")
+    return (text + "\r\n\r\n").encode("utf-8", "surrogateescape")
