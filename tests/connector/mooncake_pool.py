@@ -24,7 +24,7 @@ class MooncakePool:
         self._directory = directory
         self._size_mb = size_mb
         self.rpc_port, self.metadata_port, self.owner_port = find_port(), find_port(), find_port()
-        self._metrics_port = find_port()
+        self.metrics_port = find_port()
         self._master: subprocess.Popen[bytes] | None = None
         self._owner: subprocess.Popen[bytes] | None = None
 
@@ -35,6 +35,10 @@ class MooncakePool:
     @property
     def metadata_server(self) -> str:
         return f"http://127.0.0.1:{self.metadata_port}/metadata"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://127.0.0.1:{self.metrics_port}"
 
     @property
     def extra_config(self) -> dict[str, object]:
@@ -54,7 +58,7 @@ class MooncakePool:
             f"--rpc_port={self.rpc_port}",
             "--enable_http_metadata_server=true",
             f"--http_metadata_server_port={self.metadata_port}",
-            f"--metrics_port={self._metrics_port}",
+            f"--metrics_port={self.metrics_port}",
         )
         _wait_for_port(self.rpc_port, self._master)
         _wait_for_port(self.metadata_port, self._master)

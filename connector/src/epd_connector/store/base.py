@@ -46,5 +46,8 @@ class Store(Protocol):
     def remove(self, key: str) -> None:
         """Remove an object, also under lease; an absent one is no error, one that is being written may be."""
 
+    def remove_all(self) -> int:
+        """Remove every embedding, also under lease; return how many there were."""
+
     def close(self) -> None:
         """Let go of the store. No other method may be called afterwards, nor be running."""

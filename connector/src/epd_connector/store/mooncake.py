@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ..config import ConfigError, ConnectorConfig
+from ..keys import KEY_PREFIX
 from .base import StoreError, StoreFullError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ class MooncakeStore:
     def remove(self, key: str) -> None:
         """See Store."""
         _size_or_none(self._ready().remove(key, True), "remove")
+
+    def remove_all(self) -> int:
+        """See Store. What others keep in the pool stays."""
+        return _checked(self._ready().remove_by_regex(f"^{KEY_PREFIX}/", True), "remove_by_regex")
 
     def close(self) -> None:
         """See Store."""
