@@ -138,7 +138,8 @@ def test_two_hosts_get_a_file_each_and_the_proxy_is_told_of_all(tmp_path):
     assert {"mooncake-master", "mooncake-store", "encode-0", "proxy"} == set(services[0])
     command = services[0]["proxy"]["command"]
     assert command[:2] == ["--encode", "http://10.0.0.7:8100"]
-    assert command[2:] == ["--prefill-decode", "http://10.0.0.8:8400", "http://10.0.0.8:8401"]
+    assert command[2:] == ["--prefill-decode", "http://10.0.0.8:8400", "http://10.0.0.8:8401",
+                           "--store", "http://10.0.0.7:8503", "http://10.0.0.7:8512"]  # fmt: skip
     environment = services[1]["prefill-decode-1"]["environment"]
     assert environment["EPD_BIND_HOST"] == environment["EPD_ADVERTISE_HOST"] == "10.0.0.8"
     assert environment["EPD_MOONCAKE_HOST"] == "10.0.0.7"

@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import copy
 import io
+import itertools
 import json
 from collections.abc import Mapping
 from types import TracebackType
@@ -19,6 +21,8 @@ from fakes.proxy_process import free_port
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+ITEM_KEY = b"k" * 32
+_COLORS = itertools.count()
 
 
 class ProxyStack:
@@ -155,7 +159,18 @@ def data_url(content: bytes, media_type: str = "image/png") -> str:
 
 
 def image_part(content: bytes | None = None, **more: Any) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": data_url(content or picture())}, **more}
+    """A picture; without ``content`` another one each time."""
+    content = content or picture(color=f"#{next(_COLORS) % 2**24:06x}")
+    return {"type": "image_url", "image_url": {"url": data_url(content)}, **more}
+
+
+def unnamed(document: dict[str, Any]) -> dict[str, Any]:
+    """The document without the names that the proxy gave its items."""
+    document = copy.deepcopy(document)
+    for message in document["messages"]:
+        for part in message["content"] if isinstance(message["content"], list) else ():
+            part.pop("uuid", None)
+    return document
 
 
 def url_part(url: str, field: str = "image_url") -> dict[str, Any]:

@@ -71,6 +71,7 @@ def test_names_of_the_example_proxy() -> None:
           "--log-level", "loud", "--log-format", "xml", "--encode-fallback", "maybe"),
          ["--port", "--idle-timeout-s", "--max-retries", "--retry-delay", "--max-body-mib", "--max-media-items",
           "--health-interval-s", "--health-timeout-s", "--log-level", "--log-format", "--encode-fallback"]),
+        ((*PD, "--known-items-ttl-s", "-1", "--store", "nowhere"), ["--known-items-ttl-s", "--store"]),
         ((*PD, "--max-body-mib", "500"), ["--max-bodies-mib: expected --max-body-mib (500) or more, found 256"]),
         (("--port", "x", "--connect-timeout-s", "soon"), ["--port", "--connect-timeout-s", "no instance"]),
     ],
@@ -102,6 +103,27 @@ def test_each_time_has_a_flag() -> None:
              "idle": 8, "body-idle": 9, "write-idle": 10, "drain": 11}  # fmt: skip
     given = [text for name, value in times.items() for text in (f"--{name}-timeout-s", str(value))]
     assert load(*PD, *given).timeouts == Timeouts(*range(1, 12))
+
+
+def test_the_secret_in_the_names_of_items(tmp_path: Path) -> None:
+    assert load(*PD).items.key != load(*PD).items.key
+    file = tmp_path / "key"
+    file.write_text("a secret of 24 letters.!\n")
+    first = load(*PD, "--item-key-file", str(file)).items.key
+    assert len(first) == 32
+    assert load(*PD, EPD_PROXY_ITEM_KEY_FILE=str(file)).items.key == first
+    assert "secret" not in repr(load(*PD, "--item-key-file", str(file)))
+    file.write_text("short")
+    with pytest.raises(ConfigError, match=r"expected 24 characters or more in .*, found 5; make them with: openssl"):
+        load(*PD, "--item-key-file", str(file))
+    with pytest.raises(ConfigError, match=r"missing cannot be read: No such file.*; --port"):
+        load(*PD, "--item-key-file", str(tmp_path / "missing"), "--port", "70000")
+
+
+def test_whose_items_they_are_and_where_they_lie() -> None:
+    items = load(*PD, "--tenant-headers", "X-Team", "--store", "http://m:1/", "http://s:2").items
+    assert (items.tenant_headers, items.store) == (("X-Team",), ("http://m:1", "http://s:2"))
+    assert load(*PD, "--tenant-headers", "none").items.tenant_headers == ()
 
 
 def test_one_version_everywhere() -> None:

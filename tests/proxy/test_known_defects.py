@@ -19,6 +19,7 @@ from aiohttp import web
 from epd_proxy.config import ProxyConfig, Retry, Timeouts, Topology
 from epd_proxy.flows import Job, Stages
 from epd_proxy.flows.fanout import EncodeFanout
+from epd_proxy.known import KnownItems
 from epd_proxy.logs import AccessRecord
 from epd_proxy.metrics import Metrics
 from epd_proxy.plan import build
@@ -32,6 +33,7 @@ from fakes.proxy_process import ProxyProcess
 from fakes.proxy_stack import (
     CHAT,
     COMPLETIONS,
+    ITEM_KEY,
     MODEL,
     ProxyStack,
     chat,
@@ -39,6 +41,7 @@ from fakes.proxy_stack import (
     image_part,
     picture,
     read_to_break,
+    unnamed,
     url_part,
 )
 
@@ -94,16 +97,18 @@ async def test_defect_04_large_bodies_do_not_block_the_loop() -> None:
     async with FakeInstance(accept) as encoder, FakeInstance(accept) as instance:
         arguments = ("--encode", encoder.url, "--prefill-decode", instance.url, "--log-level", "error")
         async with ProxyProcess(*arguments) as proxy:
-            parse_s = min(time_s(lambda: parse_request(CHAT_API, body, items_max=9)) for _ in range(3))
+            parse_s = min(time_s(lambda: parse_request(CHAT_API, body, items_max=9, key=ITEM_KEY)) for _ in range(3))
             waits_s = [await longest_wait_s(proxy, body) for _ in range(3)]
     assert min(waits_s) < 0.6 * parse_s, (waits_s, parse_s)
 
 
 async def test_defect_04_an_item_is_written_without_blocking_the_loop() -> None:
     """No encoder can be asked here, so that nothing but the writing takes time."""
-    request = parse_request(CHAT_API, json.dumps(chat(url_part("https://a.test/" + "x" * 2**27))).encode(), items_max=9)
+    request = parse_request(
+        CHAT_API, json.dumps(chat(url_part("https://a.test/" + "x" * 2**27))).encode(), items_max=9, key=ITEM_KEY
+    )
     config = ProxyConfig(topology=Topology(prefill_decode=("http://pd:1",)))
-    stages = Stages({"encode": Pool("encode", [])}, Upstream(config.timeouts), config, Metrics())
+    stages = Stages({"encode": Pool("encode", [])}, Upstream(config.timeouts), config, Metrics(), KnownItems(0))
     job = Job(request, build(request, {"encode": ()}), [], AccessRecord("POST", CHAT, "1"))
     whole_s = min(time_s(lambda: orjson.dumps(request.document)) for _ in range(3))
     waits_s = []
@@ -304,7 +309,7 @@ async def test_defect_19_the_encoder_generates_one_token() -> None:
                      logprobs=True)  # fmt: skip
         assert (await stack.post(asked)).status == 200
         sent = stack.encoders[0].requests[0].document
-        assert sent == {
+        assert unnamed(sent) == {
             "model": MODEL, "stream": False, "max_tokens": 1, "min_tokens": 1, "max_completion_tokens": 1,
             "messages": [{"role": "user", "content": [asked["messages"][0]["content"][0]]}],
         }  # fmt: skip
@@ -338,7 +343,7 @@ async def test_defect_21_a_client_cannot_choose_transfer_params(path: str) -> No
         for request in (*stack.encoders[0].requests, *stack.instances[0].requests):
             assert b"transfer_params" not in request.body
             assert b"attacker" not in request.body
-        assert stack.instances[0].requests[0].document == {**asked, "vllm_xargs": {"kept": 1}}
+        assert unnamed(stack.instances[0].requests[0].document) == {**asked, "vllm_xargs": {"kept": 1}}
 
 
 async def test_defect_24_every_wait_has_an_end() -> None:
@@ -375,20 +380,21 @@ async def test_defect_26_processor_options_reach_the_encoder() -> None:
 
 async def test_a_body_in_which_nothing_changed_is_not_written_anew() -> None:
     async with ProxyStack() as stack:
-        body = (
-            b'{ "messages":[{"role":"user", "content":[%s]}],\n\t"big": 123456789012345678901234567890, "a":1, "a":2}'
-        )
-        body %= json.dumps(image_part(uuid="client-1")).encode()
-        assert (await stack.post(body)).status == 200
-        assert stack.instances[0].requests[0].body == body
-        assert stack.encoders[0].requests[0].parts == [image_part(uuid="client-1")]
+        for part in (url_part("https://a.test/cat.png"), {"type": "text", "text": "no picture"}):
+            body = (
+                b'{ "messages":[{"role":"user", "content":[%s]}],\n\t"big": 12345678901234567890123456, "a":1, "a":2}'
+            )
+            body %= json.dumps(part).encode()
+            assert (await stack.post(body)).status == 200
+            assert stack.instances[0].requests.pop().body == body
+        assert stack.encoders[0].requests[0].parts == [url_part("https://a.test/cat.png")]
 
 
 async def test_one_item_a_request_all_at_once_on_the_least_loaded_encoder() -> None:
     async with ProxyStack(encoders=2, retry=Retry(max_attempts=1)) as stack:
         for encoder in stack.encoders:
             encoder.default = fake.after(0.2)
-        parts = [image_part(picture(side)) for side in (560, 28, 28, 28)]
+        parts = [image_part(picture(560)), *(image_part(picture(28, color=c)) for c in ("red", "lime", "blue"))]
         sending = asyncio.create_task(stack.post(chat(*parts)))
         await stack.until(lambda: sum(e.running for e in stack.encoders) == 4)
         # The big one weighs 400 tokens, the small ones 1 each: they keep away from it.

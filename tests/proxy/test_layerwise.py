@@ -11,7 +11,7 @@ from epd_proxy.protocol import COMPLETIONS as COMPLETIONS_API
 from epd_proxy.protocol import Api, decode_body, parse_request, prefill_body, release_body, why_not_split
 from fakes import instances as fake
 from fakes.layerwise import pushes_kv, waits_for_kv
-from fakes.proxy_stack import CHAT, COMPLETIONS, MODEL, ProxyStack, chat, image_part
+from fakes.proxy_stack import CHAT, COMPLETIONS, ITEM_KEY, MODEL, ProxyStack, chat, image_part
 
 
 def split_stack(encoders: int = 0, prefills: int = 1, decodes: int = 1, **options: Any) -> ProxyStack:
@@ -145,7 +145,7 @@ async def test_all_else_is_split(api: Api, asked: dict[str, Any]) -> None:
     async with split_stack() as stack:
         assert (await stack.post(asked, api.path)).status == 200
         assert len(stack.link.prefilled) == len(stack.decodes[0].requests) == 1
-    assert why_not_split(parse_request(api, json.dumps(asked).encode(), items_max=9)) is None
+    assert why_not_split(parse_request(api, json.dumps(asked).encode(), items_max=9, key=ITEM_KEY)) is None
 
 
 def test_what_shapes_the_answer_stays_off_prefill() -> None:
@@ -177,7 +177,7 @@ def test_the_tools_of_the_prompt_stay_the_same_on_prefill(choice: object, sent: 
     "body", [b"{}", b" { } ", b'{"prompt": "a", "a": 1, "a": 2}\n', b'{"big":12345678901234567890}']
 )
 def test_decodes_body_is_the_clients_with_one_key_more(body: bytes) -> None:
-    sent = decode_body(parse_request(COMPLETIONS_API, body, items_max=9), "http://m/t")
+    sent = decode_body(parse_request(COMPLETIONS_API, body, items_max=9, key=ITEM_KEY), "http://m/t")
     params = {"do_remote_decode": False, "do_remote_prefill": True, "metaserver": "http://m/t"}
     assert json.loads(sent) == {**json.loads(body), "kv_transfer_params": params}
     assert sent.startswith(body.rstrip()[:-1])

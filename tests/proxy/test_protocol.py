@@ -23,16 +23,16 @@ from epd_proxy.protocol import (
 )
 from epd_proxy.protocol.images import image_size
 from epd_proxy.protocol.writing import write_json
-from fakes.proxy_stack import chat, data_url, image_part, picture, url_part
+from fakes.proxy_stack import ITEM_KEY, chat, data_url, image_part, picture, url_part
 
 FORMS: list[tuple[str, dict[str, Any]]] = [
     ("PNG", {}), ("GIF", {}), ("BMP", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {}),
-    ("WEBP", {"lossless": True}), ("WEBP", {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}),
+    ("WEBP", {"lossless": True}), ("AVIF", {"speed": 10}), ("WEBP", {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}),
 ]  # fmt: skip
 
 
 STARTS = [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFFxxxxWEBPVP8 ",
-          b"RIFFxxxxWEBPVP8L", b"RIFFxxxxWEBPVP8X", picture(9, "JPEG")[:80]]  # fmt: skip
+          b"RIFFxxxxWEBPVP8L", b"RIFFxxxxWEBPVP8X", b"0000ftypavif0000ispe", picture(9, "JPEG")[:80]]  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)
@@ -73,7 +73,7 @@ json_values = st.recursive(
 def test_any_document_is_parsed_or_refused(document: dict[str, Any], api: Any) -> None:
     body = json.dumps(document).encode()
     try:
-        request = parse_request(api, body, items_max=8)
+        request = parse_request(api, body, items_max=8, key=ITEM_KEY)
     except InvalidRequestError:
         return  # any other exception fails the test
     assert request.text_tokens >= 0
@@ -86,7 +86,7 @@ def test_any_document_is_parsed_or_refused(document: dict[str, Any], api: Any) -
 
 def test_what_a_request_weighs() -> None:
     def weigh(document: dict[str, Any], api: Any = CHAT) -> tuple[int, int, list[int]]:
-        request = parse_request(api, json.dumps(document).encode(), items_max=9)
+        request = parse_request(api, json.dumps(document).encode(), items_max=9, key=ITEM_KEY)
         return request.text_tokens, request.output_tokens, [item.cost for item in request.items]
 
     assert weigh(chat(text="x" * 400)) == (100, 8, [])
@@ -101,7 +101,7 @@ def test_frames_and_loose_base64_are_left_to_vllm() -> None:
     """vLLM joins JPEG frames of a video by commas, and skips line breaks in sound; both work, so both pass."""
     parts = [url_part("data:video/jpeg;base64,QUJD,QUJD", "video_url"),
              {"type": "input_audio", "input_audio": {"data": "QUJD\nQUJD", "format": "wav"}}]  # fmt: skip
-    assert len(parse_request(CHAT, json.dumps(chat(*parts)).encode(), items_max=9).items) == 2
+    assert len(parse_request(CHAT, json.dumps(chat(*parts)).encode(), items_max=9, key=ITEM_KEY).items) == 2
 
 
 def test_headers_end_to_end() -> None:

@@ -102,10 +102,12 @@ def test_requests_outlive_the_store_master_and_hits_come_back(stack, monolith):
 
 
 def test_an_item_encoded_before_the_encoder_restarts_is_still_a_hit(stack, monolith):
-    """Encode through the encoder alone, so that only the store can know the item afterwards."""
+    """Both instances begin with nothing, so that only the store can know the item afterwards."""
     body = chat_body("Still there?", [picture(400)])
-    tokens(stack.service_url("encode-0"), CHAT, body | {"max_tokens": 1})
-    stack.compose("kill", "encode-0")
+    assert tokens(stack.url, CHAT, body) == tokens(monolith, CHAT, body)
+    stack.compose("kill", "encode-0", "prefill-decode-0")
+    stack.compose("start", "prefill-decode-0")
+    stack.wait_healthy("prefill-decode-0")
     before = ec_counters(stack)
     assert tokens(stack.url, CHAT, body) == tokens(monolith, CHAT, body)
     after = ec_counters(stack)

@@ -19,6 +19,7 @@ from .handlers import Handlers
 from .health import Prober
 from .inventory import read_instances
 from .keyring import Keyring, read_keys, read_secret
+from .known import KnownItems
 from .membership import Membership
 from .metaserver import Metaserver
 from .metrics import Metrics
@@ -46,11 +47,13 @@ def build_app(config: ProxyConfig) -> web.Application:
     metrics = Metrics()
     # An encode stage may be empty: encoders can come later.
     pools = {stage: Pool(stage, urls) for stage, urls in ({"encode": ()} | config.topology.stages()).items()}
-    stages = Stages(pools, Upstream(config.timeouts, backend_context(config.tls)), config, metrics)
-    metrics.watch_endpoints(lambda: [sample for pool in pools.values() for sample in pool.samples()])
+    store = Pool("store", config.items.store)
+    known = KnownItems(config.items.known_ttl_s, store.endpoints)
+    stages = Stages(pools, Upstream(config.timeouts, backend_context(config.tls)), config, metrics, known)
+    metrics.watch_endpoints(lambda: [sample for pool in (*pools.values(), store) for sample in pool.samples()])
     metaserver = Metaserver(config.metaserver.resolved()) if "decode" in pools else None
     flow = choose_flow(stages, metaserver)
-    prober = Prober(pools.values(), stages.upstream, config.health)
+    prober = Prober((*pools.values(), store), stages.upstream, config.health)
     membership = Membership(config, pools, prober.follow)
     reloads = Reloads(metrics)
     admin = _build_admin(config, membership, stages.upstream, reloads)

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from .edge import AccessConfig, AdminConfig, TlsConfig
 from .errors import ConfigError
+from .staging import Items
 
 MIB = 1024 * 1024
 
@@ -187,6 +188,7 @@ class ProxyConfig:
     retry: Retry = field(default_factory=Retry)
     limits: Limits = field(default_factory=Limits)
     health: Health = field(default_factory=Health)
+    items: Items = field(default_factory=Items)
     logging: Logging = field(default_factory=Logging)
     encode_fallback: str = "local"
     admin: AdminConfig = field(default_factory=AdminConfig)
@@ -196,8 +198,9 @@ class ProxyConfig:
 
     def __post_init__(self) -> None:
         parts = (self.listen, self.topology, self.timeouts, self.retry, self.limits, self.health, self.logging,
-                 self.admin, self.tls, self.access)  # fmt: skip
+                 self.admin, self.tls, self.access, self.items)  # fmt: skip
         found = [fault for part in parts for fault in part.faults()]
+        found += [f"--store: {fault}" for url in self.items.store for fault in url_faults(url)]
         if self.topology.decode:
             found += self.metaserver.faults(self.topology.decode)
         if self.encode_fallback not in ("local", "off"):

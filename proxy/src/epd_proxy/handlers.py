@@ -48,6 +48,7 @@ class Handlers:
         self._flow = flow
         self._metrics = metrics
         self._items_max = config.limits.media_items
+        self._items = config.items
         self._write_idle_s = config.timeouts.write_idle_s
         self.bodies = Bodies(config.limits, config.timeouts.body_idle_s)
         self._stages = stages  # live: instances come and go
@@ -100,7 +101,10 @@ class Handlers:
 
     async def _open(self, api: protocol.Api, request: web.Request, body: bytes, record: AccessRecord) -> Answer:
         record.bytes_in = len(body)
-        parsed = await run_aside(len(body), protocol.parse_request, api, body, items_max=self._items_max)
+        parsed = await run_aside(
+            len(body), protocol.parse_request, api, body, items_max=self._items_max, key=self._items.key,
+            tenant=protocol.tenant_of(request.headers, self._items.tenant_headers),
+        )  # fmt: skip
         record.model, record.stream, record.items = parsed.model, parsed.stream, len(parsed.items)
         planned = plan.build(parsed, self._stages)
         record.handshake = planned.handshake.value

@@ -56,7 +56,8 @@ class Metrics:
         )  # fmt: skip
         self.items = Counter(
             "epd_proxy_encode_items",
-            "Media items by outcome: encoded, local (left to the prefill/decode instance) or refused",
+            "Media items by outcome: encoded, joined (another request had it encoded meanwhile), known (encoded a "
+            "short while ago), local (left to the prefill/decode instance) or refused",
             ["modality", "outcome"], registry=self.registry,
         )  # fmt: skip
         self.attempts = Counter(

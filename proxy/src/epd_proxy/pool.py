@@ -31,6 +31,7 @@ class Endpoint:
         self.active_leases = 0
         self.granted_total = 0
         self.health = Health.UNKNOWN
+        self.outages = 0  # how often it went down: what it held then is gone
         self.last_error = "not probed yet"
         self.refuses = False  # nothing listens there: it is gone, not slow
         self.draining = False  # gets no new requests; those it has go on
@@ -85,6 +86,7 @@ class Endpoint:
         return self.health is not before
 
     def _go_down(self, error: str) -> None:
+        self.outages += self.health is not Health.DOWN
         self.health = Health.DOWN
         self.last_error = error
 

@@ -5,7 +5,7 @@ A flag beats its environment variable, which beats the default.
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .config import (
 from .edge import AccessConfig, AdminConfig, TlsConfig
 from .errors import ConfigError
 from .inventory import read_instances
+from .staging import Items, read_key
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,15 @@ _SETTINGS = (
              "http://host:port under which decode instances reach it; not needed when all of them are on this host"),
     _Setting("--encode-fallback", "ENCODE_FALLBACK", "local",
              "when no encode instance answers: local (the next stage encodes) or off (503)"),
+    _Setting("--known-items-ttl-s", "KNOWN_ITEMS_TTL_S", Items.known_ttl_s,
+             "for which an encoded item is taken to be in the store, and not encoded again; 0 is never", kind=float),
+    _Setting("--store", "STORE_URLS", (), "what holds the embeddings (GET /health): when one goes down, all are gone",
+             several=True),
+    _Setting("--item-key-file", "ITEM_KEY_FILE", "", "file with the secret in the names of items, for proxies that "
+             "are to share embeddings; without it each start makes a new one"),
+    _Setting("--tenant-headers", "TENANT_HEADERS", Items.tenant_headers,
+             "headers that tell whose items a request's are; none: all clients share them", several=True,
+             metavar="HEADER"),
     _Setting("--max-retries", "MAX_RETRIES", Retry.max_attempts,
              "tries per stage in all, each on another instance", kind=int),
     _Setting("--retry-delay", "RETRY_DELAY_S", Retry.delay_s, "seconds before the second try, doubled each time",
@@ -123,7 +133,7 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> ProxyConfig:
     for example, stage in _EXAMPLE_NAMES.items():
         values[stage] = (*values[stage], *_example_urls(example, arguments, faults))
     try:
-        config = _build(values, _topology(values))
+        config = _build(values, _topology(values), _build_items(values, faults))
     except ConfigError as error:
         faults += error.faults
     if faults:
@@ -138,7 +148,7 @@ def _topology(values: Mapping[str, Any]) -> Topology:
     return Topology(*(tuple(url.rstrip("/") for url in values[stage]) for stage in stages))
 
 
-def _build(values: Mapping[str, Any], topology: Topology) -> ProxyConfig:
+def _build(values: Mapping[str, Any], topology: Topology, items: Items) -> ProxyConfig:
     return ProxyConfig(
         listen=Listen(values["host"], values["port"]),
         topology=topology,
@@ -149,6 +159,7 @@ def _build(values: Mapping[str, Any], topology: Topology) -> ProxyConfig:
         retry=Retry(values["max_retries"], values["retry_delay"]),
         limits=Limits(values["max_body_mib"] * MIB, values["max_media_items"], values["max_bodies_mib"] * MIB),
         health=Health(values["health_interval_s"], values["health_timeout_s"]),
+        items=items,
         logging=Logging(values["log_level"], values["log_format"]),
         encode_fallback=values["encode_fallback"],
         admin=AdminConfig(values["admin_host"], values["admin_port"], values["admin_keys_file"]),
@@ -166,12 +177,26 @@ def _build(values: Mapping[str, Any], topology: Topology) -> ProxyConfig:
     )
 
 
+def _build_items(values: Mapping[str, Any], faults: list[str]) -> Items:
+    items = Items(
+        tenant_headers=tuple(name for name in values["tenant_headers"] if name != "none"),
+        known_ttl_s=values["known_items_ttl_s"],
+        store=tuple(url.rstrip("/") for url in values["store"]),
+    )
+    try:
+        return replace(items, key=read_key(values["item_key_file"])) if values["item_key_file"] else items
+    except ConfigError as error:
+        faults += error.faults
+        return items
+
+
 def _parser() -> argparse.ArgumentParser:
     # No abbreviations: `--encode` must not also mean `--encode-timeout-s` in an older version.
     parser = argparse.ArgumentParser("epd-proxy", description=epd_proxy_doc, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     for setting in _SETTINGS:
-        text = f"{setting.help} [EPD_PROXY_{setting.env}; default: {setting.default or 'none'}]"
+        default = " ".join(setting.default) if setting.several else setting.default
+        text = f"{setting.help} [EPD_PROXY_{setting.env}; default: {default or 'none'}]"
         if setting.several:
             parser.add_argument(setting.flag, nargs="+", action="extend", metavar=setting.metavar, help=text)
         else:

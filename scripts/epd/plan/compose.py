@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from epd import yamltext
-from epd.plan.fitting import STORE_PROCESS_MIB
 from epd.plan.hosts import Host
 from epd.plan.placing import Instance, Plan
 from epd.plan.ports import METASERVER, POOL
@@ -78,7 +77,7 @@ def _pool_service(plan: Plan, name: str) -> dict[str, Any]:
             size_mb = plan.limits.store_size_mb
             service["environment"]["EPD_STORE_SIZE_MB"] = str(size_mb)
             # The pool's segment, and what its process needs besides.
-            service["mem_limit"] = f"${{EPD_STORE_MEMORY_LIMIT:-{size_mb + STORE_PROCESS_MIB}m}}"
+            service["mem_limit"] = f"${{EPD_STORE_MEMORY_LIMIT:-{size_mb + 2048}m}}"
     return service
 
 
@@ -131,6 +130,7 @@ def _proxy_service(plan: Plan) -> dict[str, Any]:
     for role in plan.topology.counts:
         words += [f"--{role}", *(_url(plan, instance) for instance in plan.of(role))]
     network = _host_network(plan)
+    words += ["--store", *_pool_urls(plan)]
     if "decode" in plan.topology.counts:
         host = _bind(plan, plan.head) if network else "proxy"
         if network:  # decode instances alone call it, and on a bridge nobody else can
@@ -188,6 +188,14 @@ def _url(plan: Plan, instance: Instance) -> str:
     if not _host_network(plan):
         return f"http://{instance.name}:8000"
     return f"http://{_bracketed(_bind(plan, instance.host))}:{instance.ports.http}"
+
+
+def _pool_urls(plan: Plan) -> list[str]:
+    """Return where the proxy sees whether the pool lives."""
+    if not _host_network(plan):
+        return ["http://mooncake-master:9003", "http://mooncake-store:9300"]
+    names = ("EPD_MOONCAKE_METRICS_PORT", "EPD_STORE_HTTP_PORT")
+    return [f"http://{_bracketed(plan.head.address)}:{POOL[name]}" for name in names]
 
 
 def _bracketed(host: str) -> str:

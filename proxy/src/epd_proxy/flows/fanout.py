@@ -1,4 +1,4 @@
-"""The encode stage: each item to the least loaded encoder, one item a request, all at once.
+"""The encode stage: each item to an encoder, one item a request, all at once, and the same item never twice at a time.
 
 One item a request because an encode-only instance stops after one step: of several items that do not fit it, the rest
 would stay un-encoded (docs of the EC connector).
@@ -13,6 +13,7 @@ from ..errors import BackendError, ProxyError, RefusedByBackendError, Unavailabl
 from ..protocol import MediaItem, encode_body, is_openai_error
 from ..upstream import Call
 from .attempts import open_answer
+from .flights import Flights
 from .interface import Job, Stages
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ class EncodeFanout:
     def __init__(self, stages: Stages) -> None:
         self._stages = stages
         self._pool = stages.pools.get("encode")
+        self._flights = Flights()
 
     async def run(self, job: Job) -> None:
         """Return when every item of the plan was encoded, or is left to the next stage.
@@ -53,20 +55,27 @@ class EncodeFanout:
             raise group.exceptions[0] from None
 
     async def _encode(self, job: Job, item: MediaItem, index: int) -> None:
-        count = self._stages.metrics.items
+        if item.name in self._stages.known:
+            self._count(item, "known")
+            return
         try:
-            await self._send(job, item, index)
+            encoded = await self._flights.run(
+                item.name or f"{job.record.request_id}-{index}", lambda: self._send(job, item, index)
+            )
         except (BackendError, UnavailableError, RefusedByBackendError) as error:
             if _is_refusal(error):
-                count.labels(item.modality, "refused").inc()
+                self._count(item, "refused")
                 raise _in_openai_form(error) from error
             if self._stages.config.encode_fallback == "off":
                 raise UnavailableError(f"the item could not be encoded: {error}") from error
-            count.labels(item.modality, "local").inc()
+            self._count(item, "local")
             log.warning("item %d of request %s is left to the next stage: %s", index, job.record.request_id, error)
         else:
-            count.labels(item.modality, "encoded").inc()
-            job.record.encoded += 1
+            self._count(item, "encoded" if encoded else "joined")
+            job.record.encoded += encoded
+
+    def _count(self, item: MediaItem, outcome: str) -> None:
+        self._stages.metrics.items.labels(item.modality, outcome).inc()
 
     async def _send(self, job: Job, item: MediaItem, index: int) -> None:
         if self._pool is None:
@@ -78,6 +87,7 @@ class EncodeFanout:
             body=await run_aside(len(job.request.body), encode_body, job.request.document, item),
         )
         answer = await open_answer(self._stages, self._pool, call, item.cost, job.record, remote_media=item.remote)
+        self._stages.known.note(item.name, answer.lease.endpoint)
         answer.close()
 
 

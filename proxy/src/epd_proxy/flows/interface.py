@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..config import ProxyConfig
+from ..known import KnownItems
 from ..logs import AccessRecord
 from ..metrics import Metrics
 from ..plan import Plan
@@ -16,12 +17,13 @@ from ..upstream import Upstream
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """What the flows share: the pools by stage name, the way to them, and where to count."""
+    """What the flows share: the pools by stage name, the way to them, what was encoded, and where to count."""
 
     pools: Mapping[str, Pool]
     upstream: Upstream
     config: ProxyConfig
     metrics: Metrics
+    known: KnownItems
 
 
 @dataclass(frozen=True, slots=True)

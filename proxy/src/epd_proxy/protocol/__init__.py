@@ -2,7 +2,7 @@
 
 from .answers import find_fetch_failure, is_openai_error
 from .encode import encode_body
-from .headers import Headers, choose_request_id, forwarded_headers, returned_headers, trace_id
+from .headers import Headers, choose_request_id, forwarded_headers, returned_headers, tenant_of, trace_id
 from .layerwise import decode_body, prefill_body, release_body, why_not_split
 from .media import MediaItem
 from .requests import CHAT, COMPLETIONS, Api, InferenceRequest, parse_request
@@ -24,6 +24,7 @@ __all__ = [
     "prefill_body",
     "release_body",
     "returned_headers",
+    "tenant_of",
     "trace_id",
     "why_not_split",
 ]

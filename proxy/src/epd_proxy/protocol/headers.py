@@ -41,6 +41,11 @@ def choose_request_id(headers: Mapping[str, str]) -> str:
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
+def tenant_of(headers: Mapping[str, str], names: Iterable[str]) -> str:
+    """Return who sends, told by the headers of these ``names``; empty when there is none of them."""
+    return "\n".join(f"{name}:{value}" for name in names if (value := headers.get(name)))
+
+
 def trace_id(headers: Mapping[str, str]) -> str:
     """Return the trace id of a W3C ``traceparent`` header, empty when there is none."""
     match = _TRACE_PARENT.fullmatch(headers.get("traceparent", ""))

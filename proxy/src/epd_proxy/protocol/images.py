@@ -5,11 +5,13 @@ from struct import unpack_from
 
 # Start-of-frame markers; C4, C8 and CC in that range mean something else (ITU T.81, table B.1).
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Where the boxes are that describe an AVIF or HEIC; its pixels follow.
+_HEIF_HEAD_BYTES = 16 * 1024
 _JPEG_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
-    """Return (width, height) in pixels of a PNG, JPEG, WebP, GIF or BMP; None when the header says neither."""
+    """Return (width, height) in pixels of a PNG, JPEG, WebP, GIF, BMP, AVIF or HEIC, None where it has none."""
     try:
         size = _read_size(data)
     except (IndexError, StructError):
@@ -31,7 +33,7 @@ def _read_size(data: bytes) -> tuple[int, int] | None:
     if data.startswith(b"BM"):
         width, height = unpack_from("<ii", data, 18)
         return width, abs(height)  # a negative height means rows from the top
-    return None
+    return _heif_size(data) if data[4:8] == b"ftyp" else None
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -66,3 +68,15 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
         width, height = unpack_from("<HH", data, 26)
         return width & 0x3FFF, height & 0x3FFF
     return None
+
+
+def _heif_size(data: bytes) -> tuple[int, int] | None:
+    """Return the largest of the sizes that the file's items have (``ispe``, ISO 23008-12): the others are its tiles."""
+    largest: tuple[int, int] | None = None
+    at = data.find(b"ispe", 0, _HEIF_HEAD_BYTES)
+    while at >= 0:
+        size = unpack_from(">II", data, at + 8)
+        if largest is None or size[0] * size[1] > largest[0] * largest[1]:
+            largest = size[0], size[1]
+        at = data.find(b"ispe", at + 4, _HEIF_HEAD_BYTES)
+    return largest

@@ -1,4 +1,4 @@
-"""Media items of a chat request: found, checked, weighed. Nothing that a client names is ever opened."""
+"""Media items of a chat request: found, checked, weighed, named. Nothing that a client names is ever opened."""
 
 import binascii
 import math
@@ -10,6 +10,7 @@ import pybase64
 
 from ..errors import InvalidRequestError
 from .images import image_size
+from .naming import Namer
 
 # A vision token of the Qwen-VL family covers 28 x 28 pixels (patch 14, merged 2 x 2), at most 16384 of them.
 # Other families differ by a small factor; the balance needs proportions, not truth.
@@ -36,16 +37,29 @@ _TYPES = {"image_url": "image_url", "input_image": "image_url", **{field: field 
 
 @dataclass(frozen=True, slots=True)
 class MediaItem:
-    """One picture, video or sound; ``part`` is the client's content part as it came, ``cost`` is in tokens."""
+    """One picture, video or sound; ``part`` is the client's content part, ``cost`` is in tokens.
+
+    ``name`` is empty where only the instance will know what the item is: what lies behind a URL may change.
+    """
 
     modality: str
     part: Mapping[str, Any]
     remote: bool
     cost: int
+    name: str = ""
 
 
-def find_items(messages: object) -> Iterator[MediaItem]:
-    """Yield the items of ``messages`` that an encoder has work with, in order.
+@dataclass(frozen=True, slots=True)
+class _Inline:
+    """Content within the request: its media type or format, its base64 text, and where that is."""
+
+    media_type: str
+    data: str
+    where: str
+
+
+def find_items(messages: object, namer: Namer) -> Iterator[MediaItem]:
+    """Yield the items of ``messages`` that an encoder has work with, in order; ``namer`` gives each part its ``uuid``.
 
     Ready-made embeddings, and parts that name a cached item by uuid without its content, need no encoder. What is
     malformed beyond that is left to the instance, whose message names its own rules.
@@ -56,24 +70,31 @@ def find_items(messages: object) -> Iterator[MediaItem]:
         content = message.get("content") if isinstance(message, dict) else None
         for number, part in enumerate(content if isinstance(content, list) else ()):
             if isinstance(part, dict):
-                item = _read_part(part, f"messages[{index}].content[{number}]")
+                item = _read_part(part, f"messages[{index}].content[{number}]", namer)
                 if item:
                     yield item
 
 
-def _read_part(part: Mapping[str, Any], where: str) -> MediaItem | None:
+def _read_part(part: dict[str, Any], where: str, namer: Namer) -> MediaItem | None:
     field = _field_of(part)
+    if part.get("uuid") is not None:  # whatever the part is: ready-made embeddings have a place in the caches too
+        part["uuid"] = namer.name_given(part["uuid"])
     modality = _FIELDS[field] if field else None
     if field is None or modality is None:
         return None
+    where = f"{where}.{field}"
     value = part.get(field)
     if field == "input_audio":
-        data = value.get("data") if isinstance(value, dict) else None
-        return _inline(part, modality, data, "", f"{where}.{field}.data") if data and isinstance(data, str) else None
+        if not isinstance(value, dict) or not isinstance(data := value.get("data"), str) or not data:
+            return None
+        return _read_inline(part, modality, _Inline(str(value.get("format")), data, f"{where}.data"), namer)
     url = value.get("url") if isinstance(value, dict) else value
     if not url or not isinstance(url, str):
         return None
-    return _from_url(part, modality, url, f"{where}.{field}.url")
+    where = f"{where}.url"
+    if url[:8].lower().startswith(("http://", "https://")):
+        return MediaItem(modality, part, remote=True, cost=_TOKENS_UNKNOWN[modality], name=part.get("uuid") or "")
+    return _read_inline(part, modality, _split_data_url(url, where), namer)
 
 
 def _field_of(part: Mapping[str, Any]) -> str | None:
@@ -83,11 +104,8 @@ def _field_of(part: Mapping[str, Any]) -> str | None:
     return next((field for field in _FIELDS if field in part), None)
 
 
-def _from_url(part: Mapping[str, Any], modality: str, url: str, where: str) -> MediaItem:
-    scheme = url[:8].lower()
-    if scheme.startswith(("http://", "https://")):
-        return MediaItem(modality, part, remote=True, cost=_TOKENS_UNKNOWN[modality])
-    if not scheme.startswith("data:"):
+def _split_data_url(url: str, where: str) -> _Inline:
+    if not url[:5].lower() == "data:":
         raise InvalidRequestError(
             f"{where}: expected an http://, https:// or data: URL, found {url[:32]!r}; "
             "send a local file as data:<media type>;base64,<content>"
@@ -96,20 +114,25 @@ def _from_url(part: Mapping[str, Any], modality: str, url: str, where: str) -> M
     media_type, _, encoding = head[5:].partition(";")
     if not comma or encoding != "base64":
         raise InvalidRequestError(f"{where}: expected data:<media type>;base64,<content>, found {head[:48]!r}")
-    return _inline(part, modality, data, media_type.lower(), where)
-
-
-def _inline(part: Mapping[str, Any], modality: str, data: str, media_type: str, where: str) -> MediaItem:
     if not data:
         raise InvalidRequestError(f"{where}: there is nothing after 'base64,'")
+    return _Inline(media_type.lower(), data, where)
+
+
+def _read_inline(part: dict[str, Any], modality: str, inline: _Inline, namer: Namer) -> MediaItem:
+    data = inline.data
     if modality == "image":
-        cost = _image_cost(_decode(data, where))
+        content = _decode(data, inline.where)
+        cost = _image_cost(content)
     else:
-        if media_type != "video/jpeg":  # frames joined by commas, each base64 of its own
-            _check_loosely(data, where)
-        size_bytes = len(data) * 3 // 4
-        cost = max(64, min(_TOKENS_MAX[modality], size_bytes // _BYTES_PER_TOKEN[modality]))
-    return MediaItem(modality, part, remote=False, cost=cost)
+        if inline.media_type != "video/jpeg":  # frames joined by commas, each base64 of its own
+            _check_loosely(data, inline.where)
+        content = data.encode()
+        cost = max(64, min(_TOKENS_MAX[modality], len(data) * 3 // 4 // _BYTES_PER_TOKEN[modality]))
+    # With a uuid vLLM reads another field of a part that has several.
+    if part.get("uuid") is None and sum(field in part for field in _FIELDS) == 1:
+        part["uuid"] = namer.name_content(modality, inline.media_type, content)
+    return MediaItem(modality, part, remote=False, cost=cost, name=part.get("uuid") or "")
 
 
 def _decode(data: str, where: str) -> bytes:

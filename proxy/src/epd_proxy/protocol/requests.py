@@ -1,4 +1,4 @@
-"""A client's body to an :class:`InferenceRequest`: parsed once, forwarded as it came."""
+"""A client's body to an :class:`InferenceRequest`: parsed once, forwarded as it came, items apart."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import orjson
 
 from ..errors import InvalidRequestError
 from .media import MediaItem, find_items
+from .naming import Namer
 from .writing import write_json
 
 # The stages' own business. In `vllm_xargs` too: vLLM makes them the request's extra arguments, and there the
@@ -60,14 +61,19 @@ class InferenceRequest:
         return any(item.remote for item in self.items)
 
 
-def parse_request(api: Api, body: bytes, *, items_max: int) -> InferenceRequest:
-    """Parse a body. Raises :class:`InvalidRequestError` for what is not a JSON object, or for bad media items."""
+def parse_request(api: Api, body: bytes, *, items_max: int, key: bytes, tenant: str = "") -> InferenceRequest:
+    """Parse a body; its items are named with ``key``, for ``tenant``.
+
+    Raises :class:`InvalidRequestError` for what is not a JSON object, or for bad media items.
+    """
     document = _load(body)
-    if _strip_reserved(document):
-        body = write_json(document)
-    items = tuple(islice(find_items(document.get("messages")), items_max + 1)) if api is CHAT else ()
+    changed = _strip_reserved(document)
+    namer = Namer(key, tenant, document)
+    items = tuple(islice(find_items(document.get("messages"), namer), items_max + 1)) if api is CHAT else ()
     if len(items) > items_max:
         raise InvalidRequestError(f"messages: expected at most {items_max} media items, found more")
+    if changed or namer.used:
+        body = write_json(document)
     text_tokens = _messages_tokens(document) if api is CHAT else _prompt_tokens(document.get("prompt"))
     return InferenceRequest(api, body, document, items, text_tokens, _output_tokens(document))
 
