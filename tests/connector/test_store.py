@@ -192,7 +192,7 @@ class TestSharedDir:
         client.put("f", bytes(200))
         assert {key for key in "abcdef" if client.store.exists(key)} == set("adef")
 
-    @settings(deadline=None, max_examples=50)
+    @settings(max_examples=50)
     @given(puts=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 1200)), max_size=40))
     def test_budget_holds_whatever_is_put(self, tmp_path_factory: pytest.TempPathFactory, puts: list[tuple[int, int]]):
         path = tmp_path_factory.mktemp("store")

@@ -35,7 +35,7 @@ STARTS = [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"\xff\xd8\xff", b"GIF89a", b"
           b"RIFFxxxxWEBPVP8L", b"RIFFxxxxWEBPVP8X", b"0000ftypavif0000ispe", picture(9, "JPEG")[:80]]  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(FORMS), st.integers(1, 700), st.integers(1, 700))
 def test_sizes_are_those_pillow_reads(form: tuple[str, dict[str, Any]], width: int, height: int) -> None:
     out = io.BytesIO()
@@ -68,7 +68,7 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from(TOP_LEVEL), json_values), st.sampled_from([CHAT, COMPLETIONS]))
 def test_any_document_is_parsed_or_refused(document: dict[str, Any], api: Any) -> None:
     body = json.dumps(document).encode()

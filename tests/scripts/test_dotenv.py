@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from epd import dotenv
@@ -36,7 +36,6 @@ def test_a_second_write_changes_nothing(tmp_path):
     assert path.stat().st_mtime_ns == before
 
 
-@settings(deadline=None)  # files on a busy disk
 @given(OWN_LINES)
 def test_the_user_s_lines_survive_any_number_of_writes(tmp_path_factory, lines):
     path = tmp_path_factory.mktemp("env") / ".env"

@@ -8,6 +8,8 @@ registers itself again without help, and the pool's owner remounts its memory wi
 import ctypes
 import logging
 import os
+import re
+import socket
 from typing import TYPE_CHECKING, Any
 
 from ..config import ConfigError, ConnectorConfig
@@ -34,11 +36,14 @@ class MooncakeStore:
         self._client: Any = None
 
     def connect(self, slab: memoryview) -> None:
-        """Set the client up; blocks for about 90 s when there is no master (measured)."""
-        client = self._module.MooncakeDistributedStore()
+        """Set the client up; gives up at once when nothing listens where the master should be."""
         config = self._config
+        # Without a master, setup() holds the GIL for 4.4 s a try, and tries 20 times when it may choose the port
+        # (measured): every thread of the engine would stand still. So ask first, and choose the port.
+        _check_master_listens(config.master_server_address, config.rpc_timeout_ms / 1000)
+        client = self._module.MooncakeDistributedStore()
         code = client.setup(
-            self._local_hostname,
+            _add_port(self._local_hostname),
             config.metadata_server,
             0,
             0,
@@ -102,6 +107,25 @@ def _import_mooncake(rpc_timeout_ms: int) -> "ModuleType":
         raise ConfigError([f"store: mooncake cannot be imported ({error}): {fix}"]) from error
     module: ModuleType = store
     return module
+
+
+def _check_master_listens(address: str, timeout_s: float) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
+    except OSError as error:
+        raise StoreUnavailableError(f"Mooncake's master {address} does not answer: {error}") from error
+
+
+def _add_port(host: str) -> str:
+    """Return the address of a client with a port that is free now; one with a port stays as it is."""
+    if re.fullmatch(r".+\]:\d+|[^:]+:\d+", host):
+        return host
+    is_ipv6 = ":" in host
+    with socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET) as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    return f"[{host.strip('[]')}]:{port}" if is_ipv6 else f"{host}:{port}"
 
 
 def _address_of(view: memoryview) -> int:
