@@ -45,6 +45,8 @@ class FakeHost:
         self.absent_images = False
         self.image_labels: dict[str, str] = {}
         self.runtimes = ["runc"]
+        self.inside: dict[str, str] = {}
+        """What the shell of a container does, by the container's name."""
         if hardware != "cpu":
             self.driver()
         self.write()
@@ -212,7 +214,17 @@ class FakeHost:
         own = [
             i for i, label in zip(ids, labels, strict=True) if label.get("com.docker.compose.project") == "ascend-epd"
         ]
+        project = "--filter label=com.docker.compose.project=ascend-epd"
+        services = [
+            f"{i} {label['com.docker.compose.service']}"
+            for i, label in zip(ids, labels, strict=True)
+            if "com.docker.compose.service" in label
+        ]
         cases = {
+            f'ps {project} --format {{{{.ID}}}} {{{{.Label "com.docker.compose.service"}}}}': (
+                "\n".join(services) + "\n",
+                0,
+            ),
             "ps -q": ("\n".join(ids) + "\n", 0),
             "ps -q --filter label=com.docker.compose.project=ascend-epd": ("\n".join(own) + "\n", 0),
             "info --format {{.DockerRootDir}}": ("/var/lib/docker\n", 0),
@@ -223,12 +235,17 @@ class FakeHost:
         }
         labels = self.file("/.outputs/labels.json", json.dumps(self.image_labels))
         inspect = "exit 1" if self.absent_images else f"cat '{labels}'"
-        self.program("/usr/bin/docker", cases, default=f'case "$*" in "image inspect"*) {inspect};; *) exit 1;; esac')
+        inside = "".join(f"'exec id-{name} '*) {shell};; " for name, shell in self.inside.items())
+        default = f'case "$*" in "image inspect"*) {inspect};; {inside}*) exit 1;; esac'
+        self.program("/usr/bin/docker", cases, default=default)
 
-    def container(self, name, cards, project=""):
-        """Add a running container that has cards."""
+    def container(self, name, cards, project="", service=""):
+        """Add a running container that has cards; those of a service see them inside."""
         devices = [{"PathOnHost": f"/dev/davinci{card}", "PathInContainer": f"/dev/davinci{card}"} for card in cards]
         labels = {"com.docker.compose.project": project} if project else {}
+        if service:
+            labels["com.docker.compose.service"] = service
+            self.inside.setdefault(name, f"echo null; for i in {' '.join(map(str, cards))}; do echo davinci$i; done")
         self.containers.append(
             {"Id": f"id-{name}", "Name": f"/{name}", "HostConfig": {"Devices": devices}, "Config": {"Labels": labels}}
         )

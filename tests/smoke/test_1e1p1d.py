@@ -14,7 +14,7 @@ import pytest
 from smoke.client import CHAT, COMPLETIONS, MODEL, chat_body, post, read_tokens, tokens
 from smoke.pictures import picture
 from smoke.questions import PICTURES, picture_questions
-from smoke.stack import Stack, running_stack
+from smoke.stack import PROJECT, ROOT, Stack, running_stack
 
 MAX_MODEL_LEN = 2048
 ENDS_WITHIN_S = 15
@@ -213,3 +213,20 @@ def test_a_client_that_leaves_frees_every_stage(stack, monolith):
     wait_until(lambda: stack.total("proxy", "epd_proxy_leases_in_flight") == 0, 30, "no lease in flight")
     wait_until(lambda: stack.total("decode-0", "vllm:kv_cache_usage_perc") == 0, 30, "decode's blocks are free")
     assert_equal(stack, monolith, CHAT, chat_body("Still there?", [picture(1350)]))
+
+
+def test_the_doctor_looks_from_inside_decode_whether_the_proxy_can_be_called_back(stack):
+    """Last, as it stops the proxy."""
+
+    def finding():
+        words = ["doctor", "ARGS=--json", "TOPOLOGY=1e1p1d", f"COMPOSE_PROJECT_NAME={PROJECT}", "EPD_HARDWARE=cpu"]
+        done = subprocess.run(["make", "-s", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        found = json.loads(done.stdout)["findings"]
+        return next(one for one in found if one["name"] == "inside.metaserver")
+
+    assert finding()["status"] == "PASS"
+    stack.compose("stop", "--timeout", "5", "proxy")
+    assert finding()["status"] == "WARN"
+    stack.compose("start", "proxy")
+    stack.wait_healthy("proxy")
+    assert finding()["status"] == "PASS"

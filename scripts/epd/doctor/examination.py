@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from epd.doctor import containers, driver, engine, npu_network, ports, resources
+from epd.doctor import containers, driver, engine, inside, npu_network, ports, resources
 from epd.doctor.finding import Finding, Status
 from epd.doctor.subject import Subject
 
-_PARTS = (engine, driver, npu_network, containers, ports, resources)
+_PARTS = (engine, driver, npu_network, containers, ports, resources, inside)
 
 
 def examine(subject: Subject) -> list[Finding]:

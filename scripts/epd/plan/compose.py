@@ -41,6 +41,11 @@ def render(plan: Plan, host: Host, *, fragments: str) -> HostFiles:
     )
 
 
+def metaserver(plan: Plan) -> tuple[str, int]:
+    """Return host and port that decode instances call the proxy back at."""
+    return (_bind(plan, plan.head) if _host_network(plan) else "proxy"), METASERVER
+
+
 def variables(plan: Plan) -> dict[str, str]:
     """Return what `.env` has to tell the fragments."""
     planned = {"EPD_PLANNED": plan.topology.name} if _host_network(plan) else {}
@@ -132,10 +137,10 @@ def _proxy_service(plan: Plan) -> dict[str, Any]:
     network = _host_network(plan)
     words += ["--store", *_pool_urls(plan)]
     if "decode" in plan.topology.counts:
-        host = _bind(plan, plan.head) if network else "proxy"
+        host, port = metaserver(plan)
         if network:  # decode instances alone call it, and on a bridge nobody else can
             words += ["--metaserver-host", host]
-        words += ["--metaserver-advertise-url", f"http://{_bracketed(host)}:{METASERVER}"]
+        words += ["--metaserver-advertise-url", f"http://{_bracketed(host)}:{port}"]
     service: dict[str, Any] = {"fragment": "_proxy" if network else "proxy"}
     if network:
         service |= {
