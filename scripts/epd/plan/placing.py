@@ -150,7 +150,7 @@ def _check_memory(topology: Topology, hosts: Sequence[Host], model: ModelSize, l
                 f"{role}: {model.name} does not fit on a card",
                 expected=f"{parts} = {weights + ACTIVATIONS_MIB + need} MiB",
                 found=f"{have} MiB (HBM {hbm}, idle use {used}{share})",
-                fix=f"{variable(role, 'TP')}={span.tensor * 2}, or a smaller EPD_MAX_MODEL_LEN",
+                fix=f"{variable(role, 'TP')}={span.tensor * 2}" + ", or a smaller EPD_MAX_MODEL_LEN" * bool(kv_bytes),
             )
         notes.append(
             f"{role}: {parts.split(' + KV')[0]} of {have} MiB"

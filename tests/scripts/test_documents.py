@@ -1,0 +1,80 @@
+"""The documents: complete, in step with what they tell of, and the Chinese ones with the English ones."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from epd import settings
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "proxy/README.md"])
+TRANSLATED = sorted(path for path in DOCUMENTS if path.name.endswith(".zh.md"))
+VARIABLE = re.compile(r"\bEPD_[A-Z0-9]+(?:_[A-Z0-9]+)*\b")
+NOT_SETTINGS = {"EPD_VERSION", "EPD_INPUTS", "EPD_REVISION", "EPD_PEER"}
+"""Variables of the bake file, which come from versions.env and the build; the beginning of names put together."""
+
+
+def text(path):
+    return path.read_text()
+
+
+def sources():
+    files = [*(ROOT / "compose").rglob("*.yaml"), *(ROOT / "docker").rglob("*"), *(ROOT / "scripts").rglob("*.py")]
+    return [path for path in files if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".lock"]
+
+
+def test_every_variable_that_compose_images_and_scripts_read_is_explained():
+    used = {name for path in sources() for name in VARIABLE.findall(path.read_text())}
+    told = set(VARIABLE.findall(text(ROOT / "docs/configuration.md")))
+    proxy = {name for name in used if name.startswith("EPD_PROXY_")}  # its --help explains them
+    assert sorted(used - told - NOT_SETTINGS - proxy) == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_targets_of_make_exist(path):
+    targets = set(re.findall(r"^([a-z0-9-]+):", text(ROOT / "Makefile"), re.MULTILINE))
+    fenced = "\n".join(re.findall(r"^```(?:bash)?\n(.*?)^```", text(path), re.MULTILINE | re.DOTALL))
+    called = re.findall(r"(?<![\w-])make (?:[A-Z_]+=\S* )*([a-z][a-z0-9-]*[a-z0-9])", fenced)
+    called += re.findall(r"`(?:[A-Z_]+=\S+ )*make ([a-z][a-z0-9-]*[a-z0-9])", text(path))
+    assert sorted(set(called) - targets) == []
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text(path))
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_setting_that_a_document_names_is_one(path):
+    code = "\n".join(source.read_text() for source in [*sources(), *(ROOT / "proxy/src").rglob("*.py")])
+    known = set(VARIABLE.findall(code)) | {f"EPD_PROXY_{name}" for name in re.findall(r'"([A-Z][A-Z0-9_]+)"', code)}
+    known |= settings.PLAN_VARIABLES | set(VARIABLE.findall(text(ROOT / "connector/README.md")))
+    told = set(VARIABLE.findall(text(path)))
+    assert sorted(name for name in told if name not in known and not name.endswith("_EXTRA_ARGS")) == []
+
+
+def skeleton(path):
+    """Return what a translation keeps: levels of headings, fenced blocks, and each table's cells of code."""
+    lines = text(path).splitlines()
+    fenced, block, headings, tables = [], None, [], []
+    for line in lines:
+        if line.startswith("```"):
+            if block is None:
+                block = [line]
+            else:
+                fenced.append([*block, line])
+                block = None
+        elif block is not None:
+            block.append(line)
+        elif line.startswith("#"):
+            headings.append(len(line) - len(line.lstrip("#")))
+        elif line.startswith("|"):
+            tables.append((line.count("|"), sorted(re.findall(r"`[^`]+`", line))))
+    return headings, fenced, tables
+
+
+@pytest.mark.parametrize("path", TRANSLATED, ids=lambda path: path.name)
+def test_a_translation_is_in_step(path):
+    headings, fenced, tables = skeleton(path)
+    english = skeleton(path.with_name(path.name.replace(".zh.md", ".md")))
+    assert headings == english[0]
+    assert fenced == english[1]
+    assert tables == english[2]
