@@ -46,8 +46,16 @@ def plan(it: Context, _: list[str]) -> int:
         hardware = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
         made = planning.make(it.settings, hardware, it.machine).plan
     print(planning.table(made))
-    for path in planning.write_all(ROOT, made):
+    written = planning.write_all(ROOT, made)
+    names = preflight.image_names(it.settings, it.versions, made.head.hardware)
+    if names:
+        image, proxy_image = names["EPD_IMAGE"], names["EPD_PROXY_IMAGE"]
+        written += planning.write_environments(it.settings, made, image=image, proxy_image=proxy_image)
+    for path in written:
         print(f"  {path.relative_to(ROOT)}: written")
+    for host in made.hosts if names else ():
+        folder = f"deploy/{made.topology.name}/{host.name}"
+        print(f"On {host.name}, in this folder: docker compose --env-file {folder}/.env up --detach --wait")
     return 0
 
 

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from epd import survey
+from epd import dotenv, survey
 from epd.errors import StepError
 from epd.machine import Machine
 from epd.plan import compose, hosts, model, placing, topology
 from epd.plan.hosts import Host
 from epd.plan.placing import Limits, Plan
 from epd.settings import Settings
+from epd.settings import entries as setting_entries
 from epd.values import check_store
 
 _NPU_DEFAULTS = Limits(max_model_len=32768, max_num_seqs=128, store_size_mb=8192)
@@ -114,6 +115,25 @@ def write_all(root: Path, plan: Plan) -> list[Path]:
     return written
 
 
+def write_environments(settings: Settings, plan: Plan, *, image: str, proxy_image: str) -> list[Path]:
+    """Write what Compose is told on each host, next to its Compose file; lines of a person's own in there stay."""
+    written = []
+    for host in plan.hosts:
+        folder = f"deploy/{plan.topology.name}/{host.name}"
+        names = ["compose", *_overlays(settings)]
+        entries = setting_entries(
+            settings,
+            compose_file=":".join(f"{folder}/{name}.yaml" for name in names),
+            planned=compose.variables(plan),
+            image=image,
+            proxy_image=proxy_image,
+        )
+        path = settings.root / folder / ".env"
+        dotenv.write(path, entries)
+        written.append(path)
+    return written
+
+
 def table(plan: Plan) -> str:
     """Return the plan as a person reads it."""
     lines = [f"Plan: {plan.topology.name} on {', '.join(f'{host.name} ({host.hardware})' for host in plan.hosts)}"]
@@ -149,6 +169,10 @@ def _compose_files(settings: Settings, here: Host) -> tuple[str, ...]:
     if here.hardware == "cpu" and (settings.root / ready).is_file():
         return (ready,)
     folder = f"deploy/{settings.topology}/{here.name}"
+    return (f"{folder}/compose.yaml", *(f"{folder}/{name}.yaml" for name in _overlays(settings)))
+
+
+def _overlays(settings: Settings) -> list[str]:
     overlays = settings.planning.get("EPD_OVERLAYS", "").replace(",", " ").split()
     strange = [name for name in overlays if name not in compose.OVERLAYS]
     if strange:
@@ -158,7 +182,7 @@ def _compose_files(settings: Settings, here: Host) -> tuple[str, ...]:
             found=f"EPD_OVERLAYS={settings.planning['EPD_OVERLAYS']}",
             fix="correct it, or leave it out",
         )
-    return (f"{folder}/compose.yaml", *(f"{folder}/{name}.yaml" for name in overlays))
+    return overlays
 
 
 def _model(values: Mapping[str, str], hardware: str) -> model.ModelSize | None:

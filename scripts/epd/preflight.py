@@ -66,7 +66,12 @@ def _services(
     with tempfile.TemporaryDirectory(prefix="epd-doctor-") as folder:
         files = own["COMPOSE_FILE"].split(":") if "COMPOSE_FILE" in own else _copy(settings, planned, Path(folder))
         words = [word for name in files for word in ("-f", str(settings.root / name))]
-        values = {**settings.chosen, **own, **_image_names(settings, versions, planned), **planned.variables}
+        values = {
+            **settings.chosen,
+            **own,
+            **image_names(settings, versions, planned.host.hardware),
+            **planned.variables,
+        }
         result = command.probe(
             "docker", "compose", "--env-file", "/dev/null", *words, "config", "--format", "json", env=values
         )
@@ -101,9 +106,9 @@ def _copy(settings: Settings, planned: Planned, folder: Path) -> list[str]:
     return found
 
 
-def _image_names(settings: Settings, versions: Mapping[str, str], planned: Planned) -> dict[str, str]:
+def image_names(settings: Settings, versions: Mapping[str, str], hardware: str) -> dict[str, str]:
     """Return the images that a start would use; none where buildx cannot tell, then Compose's defaults count."""
-    serving, proxy = images.served(planned.host.hardware)
+    serving, proxy = images.served(hardware)
     try:
         tags = images.tags(settings.root, (serving, proxy), images.bake_variables(settings, versions))
     except StepError:

@@ -1,7 +1,9 @@
 """From settings and a machine to a plan's files, on machines that are folders."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,32 @@ def test_a_pool_that_does_not_fit_into_its_container_is_refused(root, fake, tmp_
 def test_the_default_limit_is_the_one_in_the_compose_file():
     text = (ROOT / "compose" / "services.yaml").read_text()
     assert f"${{EPD_STORE_MEMORY_LIMIT:-{planning._STORE_MEMORY_LIMIT}}}" in text
+
+
+def test_each_host_of_an_inventory_gets_what_compose_has_to_be_told_there(root, fake):
+    here = make(root, fake, MODEL="my-model").host
+    other = hosts.Host("node-b", "a2", "10.0.0.8", cards=here.cards)
+    (root / "hosts.json").write_text(hosts.dump([other, here]))
+    environ = {"EPD_HOSTS": "hosts.json", "TOPOLOGY": "1e9pd", "MODEL": "my-model", "EPD_OVERLAYS": "non-root"}
+    loaded = settings.load(root, environ)
+    plan = planning.for_inventory(loaded)
+    planning.write_all(root, plan)
+    (root / "deploy" / "1e9pd" / "node-b" / ".env").write_text("EPD_PROXY_BIND=10.0.0.8\n")
+    paths = planning.write_environments(loaded, plan, image="r/a2:1", proxy_image="r/proxy:1")
+    assert {path.parent.name for path in paths} == {"node-b", here.name}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("EPD_", "COMPOSE_"))}
+    for path in paths:
+        name = path.parent.name
+        done = subprocess.run(
+            ["docker", "compose", "--env-file", str(path.relative_to(root)), "config", "--format", "json"],
+            cwd=root, env=clean, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        services = json.loads(done.stdout)["services"]
+        instances = {instance.name for instance in plan.instances if instance.host.name == name}
+        assert set(services) == instances | (
+            {"mooncake-master", "mooncake-store", "proxy"} if name == "node-b" else set()
+        )
+        assert {services[instance]["image"] for instance in instances} == {"r/a2:1"}
+        assert {services[instance]["user"] for instance in instances} == {"1000:1000"}
+        if name == "node-b":
+            assert services["proxy"]["environment"]["EPD_BIND_HOST"] == "10.0.0.8"

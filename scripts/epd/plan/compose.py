@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from epd import yamltext
+from epd.plan.fitting import STORE_PROCESS_MIB
 from epd.plan.hosts import Host
 from epd.plan.placing import Instance, Plan
 from epd.plan.ports import METASERVER, POOL
@@ -82,7 +83,7 @@ def _pool_service(plan: Plan, name: str) -> dict[str, Any]:
             size_mb = plan.limits.store_size_mb
             service["environment"]["EPD_STORE_SIZE_MB"] = str(size_mb)
             # The pool's segment, and what its process needs besides.
-            service["mem_limit"] = f"${{EPD_STORE_MEMORY_LIMIT:-{size_mb + 2048}m}}"
+            service["mem_limit"] = f"${{EPD_STORE_MEMORY_LIMIT:-{size_mb + STORE_PROCESS_MIB}m}}"
     return service
 
 

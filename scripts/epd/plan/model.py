@@ -35,6 +35,8 @@ class ModelSize:
     pixels_per_token: int
     context_tokens: int
     """The longest context the model was made for."""
+    heads: int = 0
+    """Attention heads of the language model; 0 where they are not known."""
 
     @property
     def picture_tokens(self) -> int:
@@ -109,6 +111,7 @@ def from_config(name: str, config: Mapping[str, Any], *, files_bytes: int = 0) -
         embedding_bytes_per_token=hidden * levels * width,
         pixels_per_token=side * side,
         context_tokens=text.get("max_position_embeddings", 32768),
+        heads=heads,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from epd.errors import StepError
 from epd.plan import cards as choosing
+from epd.plan import fitting
 from epd.plan.hosts import Card, Host
 from epd.plan.model import ACTIVATIONS_MIB, MIB, ModelSize
 from epd.plan.ports import InstancePorts, PortBook
@@ -86,6 +87,7 @@ def make(topology: Topology, hosts: Sequence[Host], model: ModelSize | None, lim
         _check_cpu(topology, hosts)
     else:
         _check_cards(topology, hosts)
+        fitting.check(topology, hosts, model, max_model_len=limits.max_model_len, pool_mib=limits.store_size_mb)
         if model is not None:
             notes = _check_memory(topology, hosts, model, limits)
     return Plan(topology, tuple(hosts), _place(topology, hosts), limits, tuple(notes))
