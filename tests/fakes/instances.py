@@ -20,10 +20,12 @@ class Recorded:
     path: str
     headers: Mapping[str, str]
     body: bytes
+    method: str = "POST"
+    raw_path: str = ""
 
     @property
     def document(self) -> dict[str, Any]:
-        return json.loads(self.body)  # type: ignore[no-any-return]
+        return json.loads(self.body or b"{}")  # type: ignore[no-any-return]
 
     @property
     def parts(self) -> list[dict[str, Any]]:
@@ -47,6 +49,8 @@ class FakeInstance:
         self.probes = 0
         self.healthy = True
         self.profiler = False
+        self.models = [MODEL]
+        self.models_status = 200
         self.running = 0
         self.running_max = 0
         self.aborted = 0
@@ -61,7 +65,8 @@ class FakeInstance:
         app = web.Application(client_max_size=2**30)
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
-        app.router.add_post("/v1/{rest:.*}", self._infer)
+        app.router.add_route("*", "/v1/{rest:.*}", self._infer)
+        app.router.add_post("/{name:(de)?tokenize}", self._infer)
         app.router.add_post("/{name:(start|stop)_profile}", self._profile)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -86,7 +91,8 @@ class FakeInstance:
 
     async def _models(self, request: web.Request) -> web.Response:
         self.requests.append(Recorded(request.path, request.headers, b""))
-        return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": self.name}]})
+        models = [{"id": model, "object": "model", "owned_by": self.name} for model in self.models]
+        return web.json_response({"object": "list", "data": models}, status=self.models_status)
 
     async def _profile(self, request: web.Request) -> web.Response:
         if not self.profiler:
@@ -95,7 +101,7 @@ class FakeInstance:
         return web.Response()
 
     async def _infer(self, request: web.Request) -> web.StreamResponse:
-        recorded = Recorded(request.path, request.headers, await request.read())
+        recorded = Recorded(request.path, request.headers, await request.read(), request.method, request.raw_path)
         self.requests.append(recorded)
         self.running += 1
         self.running_max = max(self.running_max, self.running)

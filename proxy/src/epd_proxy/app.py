@@ -13,7 +13,7 @@ from .admin import Admin
 from .config import ProxyConfig
 from .cors import Cors
 from .edge import TlsConfig
-from .flows import Flow, Stages, choose_flow
+from .flows import Flow, Forwarding, Stages, choose_flow
 from .guard import BackendKey, Guard
 from .handlers import Handlers
 from .health import Prober
@@ -23,6 +23,7 @@ from .known import KnownItems
 from .membership import Membership
 from .metaserver import Metaserver
 from .metrics import Metrics
+from .passing import Passing
 from .pool import Pool
 from .reloads import Reloads
 from .status import Status
@@ -76,8 +77,9 @@ def build_app(config: ProxyConfig) -> web.Application:
     app[TLS] = _build_tls(config.tls, reloads)
     app[_PROBER] = prober
     app[_RELOADS] = reloads
-    handlers.add_routes(app)
     Status(pools, metrics).add_routes(app)
+    handlers.add_routes(app)
+    Passing(handlers, Forwarding(stages), config.timeouts.first_byte_s).add_routes(app)
     app.cleanup_ctx.append(_run_backends)
     return app
 

@@ -11,6 +11,7 @@
     │   ├── MediaFetchError                    400    an instance could not fetch the client's media URL
     │   ├── NotFoundError (LookupError)        404
     │   ├── MethodNotAllowedError              405
+    │   ├── NotOfferedError                    501    instances may offer it, but not through a proxy
     │   └── ConflictError                      409    an operator's change that would leave a stage without instances
     ├── UnavailableError                       503    no usable endpoint, or draining
     │   └── PrefillFailedError                 503    a prefill that may have begun did not end well
@@ -110,6 +111,13 @@ class MethodNotAllowedError(InvalidRequestError):
 
     status = 405
     kind = "MethodNotAllowed"
+
+
+class NotOfferedError(InvalidRequestError, NotImplementedError):
+    """Instances may offer this, but through a proxy it would not be what the client means."""
+
+    status = 501
+    kind = "NotImplementedError"
 
 
 class ConflictError(InvalidRequestError):

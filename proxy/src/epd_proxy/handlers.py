@@ -60,9 +60,8 @@ class Handlers:
 
     def add_routes(self, app: web.Application) -> None:
         """Add what clients may call."""
-        for api in (protocol.CHAT, protocol.COMPLETIONS):
-            app.router.add_route("POST", api.path, self._inference(api), expect_handler=self._on_expect)
-        app.router.add_get("/v1/models", self._models)
+        for api in protocol.APIS:
+            app.router.add_route("POST", api.path, self._inference(api), expect_handler=self.on_expect)
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests, wait for the running ones, and end those that are left after ``timeout_s``."""
@@ -78,16 +77,9 @@ class Handlers:
 
     def _inference(self, api: protocol.Api) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
-            return await self._serve(request, lambda record: self._infer(api, request, record))
+            return await self.serve(request, lambda record: self._infer(api, request, record))
 
         return handle
-
-    async def _models(self, request: web.Request) -> web.StreamResponse:
-        async def answer(record: AccessRecord) -> web.StreamResponse:
-            opened = await self._flow.models(self._headers(request), record)
-            return await send_answer(opened, request, record, self._metrics, write_idle_s=self._write_idle_s)
-
-        return await self._serve(request, answer)
 
     async def _infer(self, api: protocol.Api, request: web.Request, record: AccessRecord) -> web.StreamResponse:
         # The body is given up when the answer has begun: a stream may go on for long, and others need the memory.
@@ -95,8 +87,14 @@ class Handlers:
             body = await self.bodies.read(request, share)
             answer = await self._open(api, request, body, record)
             del body
+        return await self.send(answer, request, record, api.stream_end)
+
+    async def send(
+        self, answer: Answer, request: web.Request, record: AccessRecord, stream_end: bytes = b""
+    ) -> web.StreamResponse:
+        """Send an open answer to the client, and close it."""
         return await send_answer(
-            answer, request, record, self._metrics, write_idle_s=self._write_idle_s, stream_end=api.stream_end
+            answer, request, record, self._metrics, write_idle_s=self._write_idle_s, stream_end=stream_end
         )
 
     async def _open(self, api: protocol.Api, request: web.Request, body: bytes, record: AccessRecord) -> Answer:
@@ -108,17 +106,18 @@ class Handlers:
         record.model, record.stream, record.items = parsed.model, parsed.stream, len(parsed.items)
         planned = plan.build(parsed, self._stages)
         record.handshake = planned.handshake.value
-        job = Job(parsed, planned, self._headers(request), record)
+        job = Job(parsed, planned, self.headers_of(request), record)
         return await self._flow.answer(job)
 
-    def _headers(self, request: web.Request) -> protocol.Headers:
+    def headers_of(self, request: web.Request) -> protocol.Headers:
         """Return the client's headers that go to every stage."""
         headers = protocol.forwarded_headers(request.headers)
         return self._backend_key.replace_in(headers) if self._backend_key else headers
 
-    async def _serve(
+    async def serve(
         self, request: web.Request, answer: Callable[[AccessRecord], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
+        """Let the client in, return what ``answer`` makes of its request or an error, log and count it."""
         record = _open_record(request)
         task = asyncio.current_task()
         if task is None:
@@ -152,7 +151,7 @@ class Handlers:
             self._metrics.first_byte_seconds.labels(path).observe(record.first_byte_s)
         log_access(record)
 
-    async def _on_expect(self, request: web.Request) -> web.StreamResponse | None:
+    async def on_expect(self, request: web.Request) -> web.StreamResponse | None:
         """Answer ``Expect: 100-continue``: a body that is too large need not be sent at all."""
         try:
             if self._guard:
@@ -197,7 +196,7 @@ def _open_record(request: web.Request) -> AccessRecord:
 
 
 def _error_response(error: ProxyError, record: AccessRecord) -> web.Response:
-    body = error.body()
+    body = protocol.error_for(record.path, error.body())
     record.status, record.error, record.bytes_out = error.status, error.detail, len(body)
     headers = {"X-Request-Id": record.request_id, "Server": SERVER}
     if content_type := error.content_type:

@@ -13,7 +13,7 @@ from .errors import BackendDisconnectError, BackendError, UnavailableError
 from .logs import AccessRecord
 from .metrics import Metrics
 from .pool import Lease
-from .protocol import returned_headers
+from .protocol import error_for, returned_headers
 from .upstream import UpstreamResponse
 
 log = logging.getLogger(__name__)
@@ -164,8 +164,9 @@ class _Stream:
         self._metrics.broken_streams.inc()
         self._record.error = str(error)
         log.warning("stream %s broke after %d bytes: %s", self._record.request_id, self._record.bytes_out, error)
+        body = error_for(self._record.path, error.body())
         gap = b"" if self._tail.endswith(b"\n\n") else b"\n\n"
-        await self._outlet.write(self._response, gap + b"event: error\ndata: " + error.body() + b"\n\n")
+        await self._outlet.write(self._response, gap + b"event: error\ndata: " + body + b"\n\n")
         # No write_eof: without the last chunk the client's HTTP library knows too that this is not the whole.
         self._response.force_close()
         transport.close()

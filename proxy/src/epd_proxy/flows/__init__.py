@@ -2,10 +2,11 @@
 
 from ..metaserver import Metaserver
 from .colocated import ColocatedFlow
+from .forwarding import Forwarding
 from .interface import Flow, Job, Stages
 from .layerwise import LayerwiseFlow
 
-__all__ = ["ColocatedFlow", "Flow", "Job", "LayerwiseFlow", "Stages", "choose_flow"]
+__all__ = ["ColocatedFlow", "Flow", "Forwarding", "Job", "LayerwiseFlow", "Stages", "choose_flow"]
 
 
 def choose_flow(stages: Stages, metaserver: Metaserver | None) -> Flow:

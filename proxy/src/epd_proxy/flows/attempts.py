@@ -18,7 +18,7 @@ from ..errors import (
 )
 from ..logs import AccessRecord
 from ..pool import Endpoint, Pool
-from ..protocol import Headers, find_fetch_failure, is_openai_error
+from ..protocol import find_fetch_failure, is_openai_error
 from ..relay import Answer
 from ..upstream import Call
 from .interface import Stages
@@ -31,24 +31,29 @@ _RETRIED_STATUSES = frozenset((408, 429, 500, 502, 503, 504))
 
 
 async def open_answer(
-    stages: Stages, pool: Pool, call: Call, cost: int, record: AccessRecord, *, remote_media: bool = False
+    stages: Stages,
+    pool: Pool,
+    call: Call,
+    cost: int,
+    record: AccessRecord,
+    *,
+    remote_media: bool = False,
+    elsewhere: bool = False,
 ) -> Answer:
     """Send ``call`` to the least loaded endpoint of ``pool``, and to others while that fails.
 
+    ``elsewhere``: what is asked for is at one endpoint only, so that a 404 makes the next one be asked, up to the last.
     Raises :class:`ProxyError` for the last failure; then nothing is left open.
     """
 
     async def open_at(answer: Answer) -> None:
         await send_call(stages, answer, call, remote_media=remote_media)
 
-    return await try_endpoints(stages, pool, cost, record, open_at)
+    def is_retried(error: ProxyError) -> bool:
+        return is_worth_retrying(error) or (elsewhere and _is_missing(error))
 
-
-async def open_models(stages: Stages, pool: Pool, headers: Headers, record: AccessRecord) -> Answer:
-    """Return the open answer of ``pool`` to ``GET /v1/models``; raises as :func:`open_answer` does."""
-    headers = [*headers, ("X-Request-Id", record.request_id)]
-    call = Call("/v1/models", headers, stages.config.health.timeout_s, method="GET")
-    return await open_answer(stages, pool, call, 1, record)
+    attempts_max = len(pool.endpoints) if elsewhere else None
+    return await try_endpoints(stages, pool, cost, record, open_at, retried=is_retried, attempts_max=attempts_max)
 
 
 def is_worth_retrying(error: ProxyError) -> bool:
@@ -69,6 +74,7 @@ async def try_endpoints(
     *,
     tried: list[Endpoint] | None = None,
     retried: Callable[[ProxyError], bool] = is_worth_retrying,
+    attempts_max: int | None = None,
 ) -> Answer:
     """Lease the least loaded endpoint of ``pool`` that is not in ``tried`` and have ``open_at`` open its answer.
 
@@ -88,7 +94,7 @@ async def try_endpoints(
                 raise
             stages.metrics.attempts.labels(pool.stage, type(error).__name__).inc()
             log.info("%s of request %s failed at %s: %s", pool.stage, record.request_id, tried[-1].url, error.detail)
-            if not retried(error) or len(tried) >= stages.config.retry.max_attempts:
+            if not retried(error) or len(tried) >= (attempts_max or stages.config.retry.max_attempts):
                 raise _final(error) from error
             await asyncio.sleep(stages.config.retry.delay_s * 2 ** (len(tried) - 1))
             if not pool.has_untried(tried):
@@ -96,6 +102,10 @@ async def try_endpoints(
         else:
             stages.metrics.attempts.labels(pool.stage, "ok").inc()
             return answer
+
+
+def _is_missing(error: ProxyError) -> bool:
+    return isinstance(error, RefusedByBackendError) and error.status == 404
 
 
 def _note_attempt(record: AccessRecord, endpoint: Endpoint) -> None:

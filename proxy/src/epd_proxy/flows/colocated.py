@@ -1,11 +1,9 @@
 """One instance prefills and decodes: it gets the client's body as it came."""
 
-from ..logs import AccessRecord
 from ..pool import Pool
-from ..protocol import Headers
 from ..relay import Answer
 from ..upstream import Call
-from .attempts import open_answer, open_models
+from .attempts import open_answer
 from .fanout import EncodeFanout
 from .interface import Job, Stages
 
@@ -28,12 +26,14 @@ class ColocatedFlow:
             body=job.request.body,
         )
         return await open_answer(
-            self._stages, self._pool, call, job.plan.cost, job.record, remote_media=job.request.has_remote_media
+            self._stages,
+            self._pool,
+            call,
+            job.plan.cost,
+            job.record,
+            remote_media=job.request.has_remote_media,
+            elsewhere=job.request.names_stored,
         )
-
-    async def models(self, headers: Headers, record: AccessRecord) -> Answer:
-        """See :class:`epd_proxy.flows.interface.Flow`."""
-        return await open_models(self._stages, self._pool, headers, record)
 
     async def close(self) -> None:
         """See :class:`epd_proxy.flows.interface.Flow`."""

@@ -10,7 +10,7 @@ import time
 
 from ..aside import run_aside
 from ..errors import BackendError, ProxyError, RefusedByBackendError, UnavailableError
-from ..protocol import MediaItem, encode_body, is_openai_error
+from ..protocol import CHAT, MediaItem, encode_body, is_openai_error
 from ..upstream import Call
 from .attempts import open_answer
 from .flights import Flights
@@ -81,10 +81,10 @@ class EncodeFanout:
         if self._pool is None:
             raise UnavailableError("there is no encode stage")
         call = Call(
-            path=job.request.api.path,
+            path=CHAT.path,
             headers=job.headers_for(f"{job.record.request_id}-encode-{index}"),
             first_byte_s=self._stages.config.timeouts.encode_s,
-            body=await run_aside(len(job.request.body), encode_body, job.request.document, item),
+            body=await run_aside(len(job.request.body), encode_body, job.request.api, job.request.document, item),
         )
         answer = await open_answer(self._stages, self._pool, call, item.cost, job.record, remote_media=item.remote)
         self._stages.known.note(item.name, answer.lease.endpoint)

@@ -49,8 +49,5 @@ class Flow(Protocol):
         Raises :class:`epd_proxy.errors.ProxyError`; then no lease, connection or task is left.
         """
 
-    async def models(self, headers: Headers, record: AccessRecord) -> Answer:
-        """Return the open answer to ``GET /v1/models``; raises as :meth:`answer` does."""
-
     async def close(self) -> None:
         """End what the flow still does for requests whose handlers have ended."""

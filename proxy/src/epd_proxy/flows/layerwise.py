@@ -5,14 +5,13 @@ import time
 import uuid
 
 from ..errors import BackendTimeoutError, PrefillFailedError, ProxyError
-from ..logs import AccessRecord
 from ..metaserver import Metaserver
 from ..plan import Handshake
 from ..pool import Endpoint
-from ..protocol import Headers, decode_body
+from ..protocol import decode_body
 from ..relay import Answer
 from ..upstream import Call
-from .attempts import open_models, send_call, try_endpoints
+from .attempts import send_call, try_endpoints
 from .background import Background
 from .colocated import ColocatedFlow
 from .fanout import EncodeFanout
@@ -56,10 +55,6 @@ class LayerwiseFlow:
                 await asyncio.wait((encoding,))
             elif not encoding.cancelled():
                 encoding.exception()  # decode may have failed first, then nobody else asks
-
-    async def models(self, headers: Headers, record: AccessRecord) -> Answer:
-        """See :class:`epd_proxy.flows.interface.Flow`."""
-        return await open_models(self._stages, self._stages.pools["decode"], headers, record)
 
     async def close(self) -> None:
         """See :class:`epd_proxy.flows.interface.Flow`."""

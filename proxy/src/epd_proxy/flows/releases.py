@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import ProxyError, RefusedByBackendError
 from ..metaserver import Ticket
 from ..pool import Endpoint, Lease, Pool
-from ..protocol import Api, Headers, release_body
+from ..protocol import Api, Headers, release_api, release_body
 from ..relay import Answer
 from ..upstream import Call
 from .attempts import send_call
@@ -88,11 +88,12 @@ async def _release(stages: Stages, abandoned: Abandoned) -> str:
 
 async def _send(stages: Stages, abandoned: Abandoned, parameters: dict[str, Any], lease: Lease) -> None:
     answer = Answer(lease)
+    api = release_api(abandoned.api)
     call = Call(
-        path=abandoned.api.path,
+        path=api.path,
         headers=[*abandoned.headers, ("X-Request-Id", abandoned.request_id)],
         first_byte_s=_ANSWER_S,
-        body=release_body(abandoned.api, abandoned.model, parameters),
+        body=release_body(api, abandoned.model, parameters),
     )
     try:
         await send_call(stages, answer, call)

@@ -2,6 +2,9 @@
 
 import orjson
 
+from .anthropic import error_form
+from .apis import MESSAGES
+
 # What aiohttp says inside vLLM when a media URL cannot be fetched (vllm.connections, 0.23). vLLM answers these with
 # 500, although the URL is the client's; the empty message is a time-out's.
 _FETCH_FAILURES = (
@@ -14,6 +17,11 @@ _FETCH_FAILURES = (
     "Name or service not known",
     "Timeout on reading data from socket",
 )
+
+
+def error_for(path: str, body: bytes) -> bytes:
+    """Return an error's body in the form that the clients of ``path`` read."""
+    return error_form(body) if path.startswith(MESSAGES.path) else body
 
 
 def is_openai_error(body: bytes) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 
 import orjson
 
-from .requests import CHAT, Api, InferenceRequest
+from .apis import CHAT, COMPLETIONS, MESSAGES, Api
+from .requests import InferenceRequest
 from .writing import write_json
 
 # They shape the answer, which decode gives; on prefill they could only make its one token fail.
@@ -29,6 +30,7 @@ def why_not_split(request: InferenceRequest) -> str | None:
     """
     given = request.document.get
     checks = {
+        "path": not request.api.splits,
         "n": given("n") not in (None, 1),
         "best_of": given("best_of") not in (None, 1),
         "use_beam_search": given("use_beam_search") not in (None, False),
@@ -38,7 +40,7 @@ def why_not_split(request: InferenceRequest) -> str | None:
         # -1 cuts the prompt to what max_tokens leaves room for, and prefill's max_tokens is another.
         "truncate_prompt_tokens": _is_relative(given("truncate_prompt_tokens")),
         "prompt_embeds": given("prompt_embeds") is not None or _has_embedded_prompt(given("messages")),
-        "prompt": request.api is not CHAT and not _is_one_prompt(given("prompt")),
+        "prompt": request.api is COMPLETIONS and not _is_one_prompt(given("prompt")),
     }
     return next((name for name, found in checks.items() if found), None)
 
@@ -75,6 +77,8 @@ def prefill_body(document: Mapping[str, Any], parameters: Mapping[str, Any]) -> 
     """Return what prefill receives: the same prompt, one token to generate, and what decode called back with."""
     body = {name: value for name, value in document.items() if name not in _DECODE_ONLY}
     body |= {"stream": False, "max_tokens": 1, "min_tokens": 1, "kv_transfer_params": parameters}
+    if isinstance(output := body.get("output_config"), dict):  # of /v1/messages: its effort is part of the prompt
+        body["output_config"] = {name: value for name, value in output.items() if name != "format"}
     if "max_completion_tokens" in body:
         body["max_completion_tokens"] = 1
     if body.get("tools") and body.get("tool_choice", "auto") != "none":
@@ -83,6 +87,11 @@ def prefill_body(document: Mapping[str, Any], parameters: Mapping[str, Any]) -> 
         # null does neither.
         body["tool_choice"] = None
     return write_json(body)
+
+
+def release_api(api: Api) -> Api:
+    """Return the API of a release: one under which vLLM gives a request the same internal id."""
+    return CHAT if api is MESSAGES else api
 
 
 def release_body(api: Api, model: str, parameters: Mapping[str, Any]) -> bytes:

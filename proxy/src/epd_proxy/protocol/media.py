@@ -2,13 +2,14 @@
 
 import binascii
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pybase64
 
 from ..errors import InvalidRequestError
+from .apis import Part
 from .images import image_size
 from .naming import Namer
 
@@ -58,21 +59,17 @@ class _Inline:
     where: str
 
 
-def find_items(messages: object, namer: Namer) -> Iterator[MediaItem]:
-    """Yield the items of ``messages`` that an encoder has work with, in order; ``namer`` gives each part its ``uuid``.
+def find_items(parts: Iterable[Part], namer: Namer) -> Iterator[MediaItem]:
+    """Yield the items among the ``parts`` of a prompt that an encoder has work with, in order.
 
-    Ready-made embeddings, and parts that name a cached item by uuid without its content, need no encoder. What is
-    malformed beyond that is left to the instance, whose message names its own rules.
+    ``namer`` gives each part its ``uuid``. Ready-made embeddings, and parts that name a cached item by uuid without its
+    content, need no encoder. What is malformed beyond that is left to the instance, whose message names its own rules.
 
     Raises :class:`InvalidRequestError` for a URL that is not http(s) or data, and for broken data URLs.
     """
-    for index, message in enumerate(messages if isinstance(messages, list) else ()):
-        content = message.get("content") if isinstance(message, dict) else None
-        for number, part in enumerate(content if isinstance(content, list) else ()):
-            if isinstance(part, dict):
-                item = _read_part(part, f"messages[{index}].content[{number}]", namer)
-                if item:
-                    yield item
+    for where, part in parts:
+        if item := _read_part(part, where, namer):
+            yield item
 
 
 def _read_part(part: dict[str, Any], where: str, namer: Namer) -> MediaItem | None:

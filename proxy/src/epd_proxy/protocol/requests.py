@@ -1,36 +1,24 @@
 """A client's body to an :class:`InferenceRequest`: parsed once, forwarded as it came, items apart."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import orjson
 
 from ..errors import InvalidRequestError
+from .apis import CHARS_PER_TOKEN, RESPONSES, Api
 from .media import MediaItem, find_items
 from .naming import Namer
+from .responses import names_stored
 from .writing import write_json
 
 # The stages' own business. In `vllm_xargs` too: vLLM makes them the request's extra arguments, and there the
 # connectors look.
 _RESERVED = ("kv_transfer_params", "ec_transfer_params")
 
-_CHARS_PER_TOKEN = 4
 _OUTPUT_TOKENS_UNKNOWN = 256
 _OUTPUT_TOKENS_MAX = 4_096
-
-
-@dataclass(frozen=True, slots=True)
-class Api:
-    """One endpoint of the OpenAI API. ``stream_end`` is what its complete streams end with."""
-
-    path: str
-    stream_end: bytes = b"[DONE]"
-
-
-CHAT = Api("/v1/chat/completions")
-COMPLETIONS = Api("/v1/completions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +44,11 @@ class InferenceRequest:
         return self.document.get("stream") is True
 
     @property
+    def names_stored(self) -> bool:
+        """Whether it builds on a response that one instance has stored."""
+        return self.api is RESPONSES and names_stored(self.document)
+
+    @property
     def has_remote_media(self) -> bool:
         """Whether an instance has to fetch something to serve this."""
         return any(item.remote for item in self.items)
@@ -69,13 +62,30 @@ def parse_request(api: Api, body: bytes, *, items_max: int, key: bytes, tenant: 
     document = _load(body)
     changed = _strip_reserved(document)
     namer = Namer(key, tenant, document)
-    items = tuple(islice(find_items(document.get("messages"), namer), items_max + 1)) if api is CHAT else ()
+    items = tuple(islice(find_items(api.find_parts(document), namer), items_max + 1))
     if len(items) > items_max:
         raise InvalidRequestError(f"messages: expected at most {items_max} media items, found more")
-    if changed or namer.used:
+    if not api.own_parts:
+        items = tuple(_unnamed(item, api) for item in items)
+    if changed or (namer.used and api.own_parts):
         body = write_json(document)
-    text_tokens = _messages_tokens(document) if api is CHAT else _prompt_tokens(document.get("prompt"))
+    text_tokens = api.count_chars(document) // CHARS_PER_TOKEN
     return InferenceRequest(api, body, document, items, text_tokens, _output_tokens(document))
+
+
+def _unnamed(item: MediaItem, api: Api) -> MediaItem:
+    """Return ``item`` as the instance that prefills will see it: it learns no uuid and hashes the content itself."""
+    part = {name: value for name, value in item.part.items() if name != "uuid"}
+    return replace(item, part=part, name=f"{api.path} {item.name}" if item.name else "")
+
+
+def strip_transfer_params(body: bytes) -> bytes:
+    """Return ``body`` without what only the stages may say; as it is, where there is none of it.
+
+    Raises :class:`InvalidRequestError` for what is not a JSON object: an instance might read it all the same.
+    """
+    document = _load(body)
+    return write_json(document) if _strip_reserved(document) else body
 
 
 def _load(body: bytes) -> dict[str, Any]:
@@ -98,40 +108,9 @@ def _strip_reserved(document: dict[str, Any]) -> bool:
     return changed
 
 
-def _messages_tokens(document: dict[str, Any]) -> int:
-    messages = document.get("messages")
-    chars = 0
-    for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, dict) else None
-        chars += len(content) if isinstance(content, str) else _parts_chars(content)
-    return chars // _CHARS_PER_TOKEN
-
-
-def _parts_chars(content: object) -> int:
-    texts = (part.get("text") if isinstance(part, dict) else part for part in _listed(content))
-    return sum(len(text) for text in texts if isinstance(text, str))
-
-
-def _prompt_tokens(prompt: object) -> int:
-    """Weigh a string, a list of strings, a list of token ids, or a list of such lists."""
-    if isinstance(prompt, str):
-        return len(prompt) // _CHARS_PER_TOKEN
-    return sum(_entry_tokens(entry) for entry in _listed(prompt))
-
-
-def _entry_tokens(entry: object) -> int:
-    if isinstance(entry, str):
-        return len(entry) // _CHARS_PER_TOKEN
-    return len(entry) if isinstance(entry, list) else 1
-
-
-def _listed(value: object) -> Iterable[object]:
-    return value if isinstance(value, list) else ()
-
-
 def _output_tokens(document: dict[str, Any]) -> int:
     """Estimate from the limits the client gave; a long limit is seldom used up."""
-    limits = (_positive(document.get(name)) for name in ("max_completion_tokens", "max_tokens"))
+    limits = (_positive(document.get(name)) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
     limit = next((value for value in limits if value), _OUTPUT_TOKENS_UNKNOWN)
     return min(limit, _OUTPUT_TOKENS_MAX) * min(_positive(document.get("n")) or 1, 128)
 
