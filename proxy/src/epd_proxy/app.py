@@ -43,6 +43,11 @@ _PROBER = web.AppKey("prober", Prober)
 _RELOADS = web.AppKey("reloads", Reloads)
 
 
+# Twice as much of a body is read before its handler asks for it. With aiohttp's 64 KiB, reading stops and starts again
+# several times for one picture.
+_READ_BYTES = 256 * 1024
+
+
 def build_app(config: ProxyConfig) -> web.Application:
     """Return the application."""
     metrics = Metrics()
@@ -131,6 +136,7 @@ def make_runner(app: web.Application) -> web.AppRunner:
         access_log=None,  # one line of our own a request, see logs
         handler_cancellation=True,  # a client that leaves ends its handler, and with it every stage
         shutdown_timeout=1.0,  # the draining before it has waited already
+        read_bufsize=_READ_BYTES,
     )
 
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
@@ -17,12 +15,19 @@ _SLOWEST_BYTES_PER_S = 4096
 
 
 class Share:
-    """What one request's body takes of the budget."""
+    """What one request's body takes of the budget; whatever it grew to is given back at the end of its ``with``."""
 
-    __slots__ = ("size_bytes",)
+    __slots__ = ("_bodies", "size_bytes")
 
-    def __init__(self) -> None:
+    def __init__(self, bodies: "Bodies") -> None:
         self.size_bytes = 0
+        self._bodies = bodies
+
+    def __enter__(self) -> "Share":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._bodies.held_bytes -= self.size_bytes
 
 
 class Bodies:
@@ -36,14 +41,9 @@ class Bodies:
     def __repr__(self) -> str:
         return f"<Bodies held={self.held_bytes} of {self._limits.bodies_bytes} bytes>"
 
-    @contextmanager
-    def share(self) -> Iterator[Share]:
-        """Give a share of the budget to grow in; whatever it grew to is given back at the end."""
-        share = Share()
-        try:
-            yield share
-        finally:
-            self.held_bytes -= share.size_bytes
+    def share(self) -> Share:
+        """Return a share of the budget to grow in, to be used in a ``with``."""
+        return Share(self)
 
     def check(self, announced_bytes: int) -> None:
         """Raise :class:`BodyTooLargeError`, or :class:`UnavailableError` when there is no room now."""
@@ -57,10 +57,15 @@ class Bodies:
         Raises what :meth:`check` does, :class:`BodyTooSlowError`, and :class:`InvalidRequestError` for broken bodies.
         """
         self._grow(share, request.content_length or 0)
+        content = request.content
+        if content.is_eof() and content.exception() is None:  # most bodies come along with their heads
+            body = content.read_nowait()
+            self._grow(share, len(body))
+            return body
         pieces: list[bytes] = []
         received_bytes = 0
         started = time.monotonic()
-        while not request.content.at_eof():
+        while not content.at_eof():
             piece = await self._next_piece(request, received_bytes, time.monotonic() - started)
             received_bytes += len(piece)
             self._grow(share, received_bytes)  # a compressed body is more than was announced

@@ -9,7 +9,7 @@ from typing import TextIO
 
 import orjson
 
-ACCESS_LOGGER = "epd_proxy.access"
+access_log = logging.getLogger("epd_proxy.access")
 
 
 @dataclass(slots=True)
@@ -97,11 +97,13 @@ def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
     text = style == "text" or (style == "auto" and out.isatty())
     handler.setFormatter(TextFormatter() if text else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # What no line of ours shows need not be found out for each ("Optimization" in logging's documentation).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
 
 
 def log_access(record: AccessRecord) -> None:
     """Write the one canonical line of a finished request."""
-    logger = logging.getLogger(ACCESS_LOGGER)
     level = logging.WARNING if record.status >= 500 else logging.INFO
-    if logger.isEnabledFor(level):
-        logger.log(level, "request", extra={"fields": record.fields()})
+    if access_log.isEnabledFor(level):
+        access_log.log(level, "request", extra={"fields": record.fields()})

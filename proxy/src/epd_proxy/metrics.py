@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -10,6 +11,24 @@ from prometheus_client.registry import Collector
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+_Metric = TypeVar("_Metric", Counter, Gauge, Histogram)
+
+
+class Labelled(Generic[_Metric]):
+    """A metric with labels. prometheus_client checks names and takes a lock at each ``labels()``; this does so once."""
+
+    def __init__(self, metric: _Metric) -> None:
+        self._metric: _Metric = metric
+        self._children: dict[tuple[str, ...], _Metric] = {}
+
+    def labels(self, *values: str) -> _Metric:
+        """Return the metric for these label values."""
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = self._metric.labels(*values)
+        return child
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +47,17 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter("epd_proxy_requests", "Requests answered", ["path", "status"], registry=self.registry)
-        self.request_seconds = Histogram(
+        self.requests = Labelled(
+            Counter("epd_proxy_requests", "Requests answered", ["path", "status"], registry=self.registry)
+        )
+        self.request_seconds = Labelled(Histogram(
             "epd_proxy_request_seconds", "Whole request, to the last byte", ["path"], buckets=_SECONDS,
             registry=self.registry,
-        )  # fmt: skip
-        self.first_byte_seconds = Histogram(
+        ))  # fmt: skip
+        self.first_byte_seconds = Labelled(Histogram(
             "epd_proxy_first_byte_seconds", "From arrival to the first byte of the answer", ["path"],
             buckets=_SECONDS, registry=self.registry,
-        )  # fmt: skip
+        ))  # fmt: skip
         self.encode_seconds = Histogram(
             "epd_proxy_encode_seconds", "All items of one request at the encode stage", buckets=_SECONDS,
             registry=self.registry,
@@ -48,22 +69,22 @@ class Metrics:
         self.prefill_seconds = Histogram(
             "epd_proxy_prefill_seconds", "A prefill whose KV goes to decode", buckets=_SECONDS, registry=self.registry
         )
-        self.releases = Counter(
+        self.releases = Labelled(Counter(
             "epd_proxy_releases",
             "Abandoned requests whose KV blocks decode was to free, by outcome: released, not_needed (no callback "
             "came), refused (by prefill) or expired",
             ["outcome"], registry=self.registry,
-        )  # fmt: skip
-        self.items = Counter(
+        ))  # fmt: skip
+        self.items = Labelled(Counter(
             "epd_proxy_encode_items",
             "Media items by outcome: encoded, joined (another request had it encoded meanwhile), known (encoded a "
             "short while ago), local (left to the prefill/decode instance) or refused",
             ["modality", "outcome"], registry=self.registry,
-        )  # fmt: skip
-        self.attempts = Counter(
+        ))  # fmt: skip
+        self.attempts = Labelled(Counter(
             "epd_proxy_stage_attempts", "Requests sent to a stage, by outcome", ["stage", "outcome"],
             registry=self.registry,
-        )  # fmt: skip
+        ))  # fmt: skip
         self.broken_streams = Counter(
             "epd_proxy_broken_streams", "Streams that failed after their first byte", registry=self.registry
         )

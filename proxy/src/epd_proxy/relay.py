@@ -6,8 +6,10 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from .errors import BackendDisconnectError, BackendError, UnavailableError
 from .logs import AccessRecord
@@ -78,28 +80,36 @@ class _Outlet:
 
     async def write(self, response: web.StreamResponse, piece: bytes) -> None:
         """Write ``piece``. Raises :class:`ConnectionResetError` when the client takes nothing for too long."""
+        await self._in_time(response.write(piece))
+        self.record.bytes_out += len(piece)
+
+    async def drained(self) -> None:
+        """Wait until the client has taken most of what was written to its transport. Raises as :meth:`write`."""
+        await asyncio.sleep(0)  # uvloop writes at the end of a turn
+        if self.request.transport is None:
+            raise ConnectionResetError("the client left")
+        await self._in_time(self.request.writer.drain())
+
+    async def _in_time(self, waiting: Awaitable[None]) -> None:
         try:
             async with asyncio.timeout(self._idle_s):
-                await response.write(piece)
+                await waiting
         except TimeoutError as error:
             self.record.error = f"the client took nothing of its answer for {self._idle_s:g} s"
             if self.request.transport:
                 self.request.transport.abort()
             raise ConnectionResetError(self.record.error) from error
-        self.record.bytes_out += len(piece)
 
 
 async def _send_whole(upstream: UpstreamResponse, body: bytes, outlet: _Outlet) -> web.StreamResponse:
     record = outlet.record
     record.first_byte_s = record.first_byte_s or record.elapsed_s()
+    headers = _headers(upstream, record)
     if len(body) <= _PIECE_BYTES or outlet.request.method == "HEAD":
         record.bytes_out = len(body)
-        response = web.Response(status=upstream.status, body=body)
-        _set_headers(response, upstream, record)
-        return response
+        return web.Response(status=upstream.status, body=body, headers=headers)
     # aiohttp would wait for ever until it can write the last byte.
-    sent = web.StreamResponse(status=upstream.status)
-    _set_headers(sent, upstream, record)
+    sent = web.StreamResponse(status=upstream.status, headers=headers)
     sent.content_length = len(body)
     await sent.prepare(outlet.request)
     for start in range(0, len(body), _PIECE_BYTES):
@@ -107,12 +117,9 @@ async def _send_whole(upstream: UpstreamResponse, body: bytes, outlet: _Outlet) 
     return sent
 
 
-def _set_headers(response: web.StreamResponse, upstream: UpstreamResponse, record: AccessRecord) -> None:
-    response.headers.popall("Content-Type", None)
-    for name, value in returned_headers(upstream.headers):
-        response.headers.add(name, value)
-    response.headers["X-Request-Id"] = record.request_id
-    response.headers["Server"] = SERVER
+def _headers(upstream: UpstreamResponse, record: AccessRecord) -> CIMultiDict[str]:
+    headers = returned_headers(upstream.headers)
+    return CIMultiDict([*headers, ("X-Request-Id", record.request_id), ("Server", SERVER)])
 
 
 class _Stream:
@@ -125,18 +132,19 @@ class _Stream:
         self._record = outlet.record
         self._metrics = metrics
         self._end = end
-        self._response = web.StreamResponse(status=upstream.status)
+        self._response = web.StreamResponse(status=upstream.status, headers=_headers(upstream, self._record))
+        self._chunked = False
         self._tail = b""
 
     async def run(self) -> web.StreamResponse:
         """Relay until the end; a failure of the backend becomes an event, the client's leaving is raised."""
-        _set_headers(self._response, self._upstream, self._record)
         await self._response.prepare(self._request)
+        self._chunked = self._response.headers.get("Transfer-Encoding") == "chunked"  # not to HTTP/1.0 clients
         self._record.first_byte_s = self._record.elapsed_s()
         try:
-            await self._write(self._upstream.first)
-            async for piece in self._upstream.chunks():
-                await self._write(piece)
+            await self._outlet.write(self._response, self._upstream.first)  # the head goes with it
+            self._note(self._upstream.first)
+            await self._upstream.pump(self._write, self._outlet.drained)
             self._check_end()
             await self._response.write_eof()
         except BackendError as error:
@@ -148,8 +156,17 @@ class _Stream:
             raise
         return self._response
 
-    async def _write(self, piece: bytes) -> None:
-        await self._outlet.write(self._response, piece)
+    def _write(self, piece: bytes) -> bool:
+        """Write to the client's transport itself. Returns False when it holds enough, or the client is gone."""
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            return False
+        transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
+        self._record.bytes_out += len(piece)
+        self._note(piece)
+        return transport.get_write_buffer_size() <= _PIECE_BYTES
+
+    def _note(self, piece: bytes) -> None:
         self._tail = piece if len(piece) >= 32 else (self._tail + piece)[-32:]
 
     def _check_end(self) -> None:

@@ -1,8 +1,8 @@
 """Which headers travel: end-to-end ones do, the connection's own do not (RFC 9110, 7.6.1)."""
 
+import random
 import re
-import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 Headers = list[tuple[str, str]]
 
@@ -27,18 +27,23 @@ _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}
 
 def forwarded_headers(headers: Mapping[str, str]) -> Headers:
     """Return what of the client's headers goes to every stage; the request id is added per stage."""
-    return _filtered(headers.items(), _NOT_FORWARDED | _named_by_connection(headers))
+    return _filtered(headers, _NOT_FORWARDED)
 
 
 def returned_headers(headers: Mapping[str, str]) -> Headers:
     """Return what of a backend's headers goes to the client."""
-    return _filtered(headers.items(), _NOT_RETURNED | _named_by_connection(headers))
+    return _filtered(headers, _NOT_RETURNED)
 
 
 def choose_request_id(headers: Mapping[str, str]) -> str:
-    """Return the client's ``X-Request-Id`` where it is 1 to 200 visible ASCII characters, else a new one."""
-    given = headers.get("X-Request-Id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    """Return the client's ``X-Request-Id`` where it is 1 to 200 visible ASCII characters, else a new one.
+
+    Random, not secret: who names a request gains nothing by it, since clients may choose the name themselves.
+    """
+    given = headers.get("X-Request-Id")
+    if given and _REQUEST_ID.fullmatch(given):
+        return given
+    return f"{random.getrandbits(128):032x}"
 
 
 def tenant_of(headers: Mapping[str, str], names: Iterable[str]) -> str:
@@ -48,14 +53,13 @@ def tenant_of(headers: Mapping[str, str], names: Iterable[str]) -> str:
 
 def trace_id(headers: Mapping[str, str]) -> str:
     """Return the trace id of a W3C ``traceparent`` header, empty when there is none."""
-    match = _TRACE_PARENT.fullmatch(headers.get("traceparent", ""))
+    parent = headers.get("traceparent")
+    match = _TRACE_PARENT.fullmatch(parent) if parent else None
     return match[1] if match else ""
 
 
-def _named_by_connection(headers: Mapping[str, str]) -> frozenset[str]:
+def _filtered(headers: Mapping[str, str], dropped: frozenset[str]) -> Headers:
     named = headers.get("Connection")
-    return frozenset(name.strip().lower() for name in named.split(",")) if named else frozenset()
-
-
-def _filtered(items: Iterable[tuple[str, str]], dropped: frozenset[str]) -> Headers:
-    return [(name, value) for name, value in items if name.lower() not in dropped]
+    if named:
+        dropped = dropped.union(name.strip().lower() for name in named.split(","))
+    return [(name, value) for name, value in headers.items() if name.lower() not in dropped]
