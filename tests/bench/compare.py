@@ -1,0 +1,98 @@
+"""`make bench-proxy`: our proxy beside vllm-router with the common yardstick, the result as docs/performance.md's table.
+
+The yardstick (`BENCH`, by default ../shared/bench/proxy_bench.py beside this repository) pins each proxy to one core and
+the fake backends and the load to another, and prints one JSON line for a proxy and a scenario: medians of its rounds.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
+# All that is on by default: metrics, access log, health probes, names of items, the table of known items.
+OURS = f"{sys.executable} -m epd_proxy --host 127.0.0.1 --port {{port}} --encode {{encode}} --prefill-decode {{pd}}"
+# Each request goes to the encoder, as with pictures that were never seen.
+UNKNOWN = f"{OURS} --known-items-max 0"
+NEEDED = {
+    "nginx": "the fake backends: apt-get install nginx-light",
+    "wrk": "the load: apt-get install wrk",
+    "taskset": "one core each: apt-get install util-linux",
+    "vllm-router": "the peer: pip install vllm-router==0.1.17 in a virtual environment whose bin/ is on PATH",
+}
+
+
+def main() -> int:
+    """Measure, print and write the table. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bench", type=Path, default=ROOT.parent / "shared" / "bench" / "proxy_bench.py")
+    parser.add_argument("--seconds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    missing = [f"{name} ({why})" for name, why in NEEDED.items() if shutil.which(name) is None]
+    if not args.bench.is_file():
+        missing.append(f"the yardstick (BENCH=path/to/proxy_bench.py, found nothing at {args.bench})")
+    if missing:
+        print("FAIL: needed and not found:", *missing, sep="\n  - ", file=sys.stderr)
+        return 1
+    measured = measure(args.bench, args.seconds, args.rounds)
+    text = table(measured, args.seconds, args.rounds)
+    print(text)
+    write(text)
+    return 0
+
+
+def measure(bench: Path, seconds: int, rounds: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """Run the yardstick; return its numbers by proxy and scenario."""
+    command = [sys.executable, str(bench), "--seconds", str(seconds), "--rounds", str(rounds),
+               f"ascend-epd={OURS}", f"ascend-epd, nothing known={UNKNOWN}", "vllm-router=vllm-router"]  # fmt: skip
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "proxy" / "src")}
+    ended = subprocess.run(command, env=environ, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for line in map(json.loads, ended.stdout.splitlines()):
+        if "scenario" in line:
+            found.setdefault(line["proxy"], {})[line["scenario"]] = line
+    return found
+
+
+def table(measured: dict[str, dict[str, dict[str, Any]]], seconds: int, rounds: int) -> str:
+    """Return the numbers as Markdown, the ratios to the last proxy with them."""
+    peer = measured[list(measured)[-1]]
+    lines = [
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Python {platform.python_version()}, {os.cpu_count()} cores, "
+        f"medians of {rounds} rounds of {seconds} s; in brackets the ratio to vllm-router.",
+        "",
+        "| | text req/s | mm req/s (170 kB image) | CPU per streamed chunk | added delay p50 / p99 | answers that failed |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, found in measured.items():
+        text, mm, stream = found["text"], found["mm"], found["stream"]
+        cells = [
+            f"{row['requests_per_s']:,.0f} ({row['requests_per_s'] / peer[row['scenario']]['requests_per_s']:.2f})"
+            for row in (text, mm)
+        ]
+        chunk = stream["cpu_us_per_chunk"]
+        cells.append(f"{chunk:.0f} µs ({chunk / peer['stream']['cpu_us_per_chunk']:.2f})")
+        cells.append(f"{stream['delay_p50_ms']:.1f} / {stream['delay_p99_ms']:.1f} ms")
+        cells.append(f"{text['bad'] + mm['bad']:.0f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write(text: str) -> None:
+    """Put ``text`` between the marks of the document."""
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
