@@ -21,7 +21,7 @@ BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 # All that is on by default: metrics, access log, health probes, names of items, the table of known items.
 OURS = f"{sys.executable} -m epd_proxy --host 127.0.0.1 --port {{port}} --encode {{encode}} --prefill-decode {{pd}}"
 # Each request goes to the encoder, as with pictures that were never seen.
-UNKNOWN = f"{OURS} --known-items-max 0"
+UNKNOWN = f"{OURS} --known-items-ttl-s 0"
 NEEDED = {
     "nginx": "the fake backends: apt-get install nginx-light",
     "wrk": "the load: apt-get install wrk",
@@ -53,7 +53,7 @@ def main() -> int:
 def measure(bench: Path, seconds: int, rounds: int) -> dict[str, dict[str, dict[str, Any]]]:
     """Run the yardstick; return its numbers by proxy and scenario."""
     command = [sys.executable, str(bench), "--seconds", str(seconds), "--rounds", str(rounds),
-               f"ascend-epd={OURS}", f"ascend-epd, nothing known={UNKNOWN}", "vllm-router=vllm-router"]  # fmt: skip
+               f"ascend-epd={OURS}", f"ascend-epd, known items off={UNKNOWN}", "vllm-router=vllm-router"]  # fmt: skip
     environ = {**os.environ, "PYTHONPATH": str(ROOT / "proxy" / "src")}
     ended = subprocess.run(command, env=environ, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, dict[str, dict[str, Any]]] = {}
