@@ -1,6 +1,6 @@
-"""`make bench-proxy`: our proxy beside vllm-router with the common yardstick, the result as docs/performance.md's table.
+"""`make bench-proxy`: our proxy beside vllm-router with the common yardstick, as the table of docs/performance.md.
 
-The yardstick (`BENCH`, by default ../shared/bench/proxy_bench.py beside this repository) pins each proxy to one core and
+The yardstick (`BENCH`, by default ../shared/bench/proxy_bench.py beside this repository) pins each proxy to one core,
 the fake backends and the load to another, and prints one JSON line for a proxy and a scenario: medians of its rounds.
 """
 
@@ -70,7 +70,7 @@ def table(measured: dict[str, dict[str, dict[str, Any]]], seconds: int, rounds: 
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Python {platform.python_version()}, {os.cpu_count()} cores, "
         f"medians of {rounds} rounds of {seconds} s; in brackets the ratio to vllm-router.",
         "",
-        "| | text req/s | mm req/s (170 kB image) | CPU per streamed chunk | added delay p50 / p99 | answers that failed |",
+        "| | text req/s | mm req/s (170 kB image) | CPU per streamed chunk | added delay p50 / p99 | failed |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, found in measured.items():
