@@ -12,7 +12,7 @@ EPD := PYTHONPATH=scripts PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m epd
 BIN := .venv/bin
 SOURCES := PYTHONPATH=proxy/src:connector/src
 
-.PHONY: help up down clean logs status build pull push bundle load doctor plan describe deploy deploy-1e1pd deploy-1e1p1d venv lint unit test-connector smoke test bench-proxy
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\#.*/\1/p' Makefile)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ smoke: venv ## live tests: real containers, real requests
 
 bench-proxy: venv ## compare the proxy with vllm-router on this machine and write docs/performance.md (BENCH=path of proxy_bench.py)
 	$(BIN)/python tests/bench/compare.py $(if $(BENCH),--bench $(BENCH)) $(ARGS)
+
+docs: venv ## write docs/proxy-settings.md anew, from what the proxy says of itself
+	$(BIN)/python scripts/proxy_settings.py
 
 venv: ## the virtual environment of lint and tests (.venv), from tests/requirements.lock
 	@$(EPD) venv

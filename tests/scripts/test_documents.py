@@ -1,5 +1,6 @@
 """The documents: complete, in step with what they tell of, and the Chinese ones with the English ones."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -29,6 +30,20 @@ def test_every_variable_that_compose_images_and_scripts_read_is_explained():
     told = set(VARIABLE.findall(text(ROOT / "docs/configuration.md")))
     proxy = {name for name in used if name.startswith("EPD_PROXY_")}  # its --help explains them
     assert sorted(used - told - NOT_SETTINGS - proxy) == []
+
+
+def test_the_settings_of_the_proxy_are_as_it_tells_them():
+    spec = importlib.util.spec_from_file_location("proxy_settings", ROOT / "scripts/proxy_settings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    told = set(VARIABLE.findall(text(ROOT / "docs/proxy-settings.md")))
+    assert {"EPD_PROXY_PORT", "EPD_PROXY_ENCODE_URLS"} <= told
+    handed_on = {
+        name for name in VARIABLE.findall(text(ROOT / "compose/services.yaml")) if name.startswith("EPD_PROXY_")
+    }
+    ours = {"EPD_PROXY_BIND", "EPD_PROXY_IMAGE", "EPD_PROXY_MEMORY_LIMIT"}  # compose's own
+    assert sorted(handed_on - told - ours) == []
+    assert module.render() == text(ROOT / "docs/proxy-settings.md"), "run `make docs`"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
