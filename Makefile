@@ -43,6 +43,9 @@ pull: ## start the stack from prebuilt images, by the digests in images.lock (RE
 push: ## build the images, push them, write their digests to images.lock (REGISTRY=registry.example/team/)
 	@$(EPD) push $(ARGS)
 
+publish: ## build for every architecture, with SBOM and provenance, straight into a registry (what releases do)
+	@$(EPD) publish $(ARGS)
+
 bundle: ## write a folder for a host without a network (MODEL=<folder> adds the model, BUNDLE=<folder> names it)
 	@$(EPD) bundle
 

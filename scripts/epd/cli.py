@@ -220,6 +220,7 @@ COMMANDS: dict[str, tuple[Callable[[Context, list[str]], int], str]] = {
     "describe": (inspection.describe, "print this machine as an inventory for plan"),
     "build": (build, "build the images"),
     "push": (delivery.push, "build, push to a registry, write images.lock"),
+    "publish": (delivery.publish, "build release images straight into a registry"),
     "bundle": (delivery.bundle, "write a folder for a host without a network"),
     "load": (delivery.load, "take the images of such a folder"),
     "logs": (logs, "follow the logs"),

@@ -1,4 +1,4 @@
-"""The commands that bring images to other hosts: push, bundle, load."""
+"""The commands that bring images to other hosts: push, publish, bundle, load."""
 
 from __future__ import annotations
 
@@ -14,15 +14,29 @@ from epd.provision import prepare_engine, provide_images
 
 def push(it: Context, words: list[str]) -> int:
     """Push the images of this hardware profile, or the bake targets named; build them first unless they are current."""
-    if not it.settings.registry:
-        raise StepError(
-            "no registry to push to",
-            expected="the prefix of the images' names there",
-            found="no REGISTRY",
-            fix="make push REGISTRY=registry.example/team/",
-        )
+    _require_registry(it)
     prepare_engine(it)
     registry.push(ROOT, _named_for_registry(it, tuple(words) or images.served(_hardware(it))), it.settings.registry)
+    return 0
+
+
+def publish(it: Context, words: list[str]) -> int:
+    """Build the bake targets named for every architecture, with SBOM and provenance, straight into the registry.
+
+    Needs a buildx builder of its own (`docker buildx create --use`), which knows no image of the engine: so the base
+    image is one that a registry has.
+    """
+    _require_registry(it)
+    prepare_engine(it)
+    targets = tuple(words) or images.served(_hardware(it))
+    environment = images.bake_environment(
+        it.settings,
+        it.versions,
+        base=it.settings.base_image or f"debian:{it.versions['DEBIAN_SUITE']}-slim",
+        inputs=images.inputs_hash(it.settings),
+    )
+    tags = images.tags(ROOT, targets, it.bake)
+    registry.publish(ROOT, tags, it.settings.registry, environment, timeout_s=it.settings.build_timeout_s)
     return 0
 
 
@@ -66,6 +80,16 @@ def load(it: Context, _: list[str]) -> int:
     word = f" MODEL={os.path.relpath(model, ROOT)}" if model else ""
     print(f"\nThe images are here. Next, without a network:\n\n  make up{word}\n")
     return 0
+
+
+def _require_registry(it: Context) -> None:
+    if not it.settings.registry:
+        raise StepError(
+            "no registry to push to",
+            expected="the prefix of the images' names there",
+            found="no REGISTRY",
+            fix="make push REGISTRY=registry.example/team/",
+        )
 
 
 def _hardware(it: Context) -> str:

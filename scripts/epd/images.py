@@ -120,15 +120,22 @@ def rename(old: Mapping[str, str], new: Mapping[str, str]) -> None:
         command.read("docker", "image", "tag", tag, new[target], fix="`docker images` shows what is there")
 
 
-def build(root: Path, targets: tuple[str, ...], environment: Mapping[str, str], *, timeout_s: float) -> None:
-    """Build images with BuildKit, showing the steps that run.
+def build(
+    root: Path,
+    targets: tuple[str, ...],
+    environment: Mapping[str, str],
+    *,
+    timeout_s: float,
+    output: tuple[str, ...] = ("--load",),
+) -> None:
+    """Build images with BuildKit, showing the steps that run; `output` says where they go, to the engine by default.
 
     Raises:
         StepError: the build failed or did not end in time; its last lines are in the message.
     """
     log = root / "build" / "images.log"
     log.parent.mkdir(exist_ok=True)
-    argv = ["docker", "buildx", "bake", "-f", BAKE_FILE, "--load", "--progress=plain", *_proxies(os.environ), *targets]
+    argv = ["docker", "buildx", "bake", "-f", BAKE_FILE, *output, "--progress=plain", *_proxies(os.environ), *targets]
     print(f"Building {', '.join(targets)} (the whole log: {log.relative_to(root)}) …", flush=True)
     began_s = time.monotonic()
     with log.open("w") as file:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from epd import base_image, command, image_lock
+from epd import base_image, command, image_lock, images
 from epd.errors import StepError
 
 _DIGEST = re.compile(r"\bdigest: (sha256:[0-9a-f]{64})\b", re.IGNORECASE)
@@ -40,9 +41,30 @@ def push(root: Path, tags: Mapping[str, str], prefix: str) -> dict[str, str]:
             raise _refused(f"cannot push {tag}", lines, code)
         print(f"  {digest}", flush=True)
         pushed[tag.removeprefix(prefix)] = digest
-    image_lock.write(root, {**image_lock.read(root), **pushed})
-    print(f"{image_lock.FILE}: written; hosts that have it start exactly these images with `make pull`", flush=True)
+    _lock(root, pushed)
     return pushed
+
+
+def publish(
+    root: Path, tags: Mapping[str, str], prefix: str, environment: Mapping[str, str], *, timeout_s: float
+) -> None:
+    """Build release images straight into their registry, as the engine's store holds neither both architectures nor
+    attestations; write their digests to images.lock.
+
+    Raises:
+        StepError: the build or the push failed.
+    """
+    metadata = root / "build" / "published.json"
+    output = ("--push", "--metadata-file", str(metadata))
+    released = {**environment, "RELEASE": "1"}
+    images.build(root, tuple(tags), released, timeout_s=timeout_s, output=output)
+    told = json.loads(metadata.read_text())
+    _lock(root, {tag.removeprefix(prefix): told[name]["containerimage.digest"] for name, tag in tags.items()})
+
+
+def _lock(root: Path, digests: Mapping[str, str]) -> None:
+    image_lock.write(root, {**image_lock.read(root), **digests})
+    print(f"{image_lock.FILE}: written; hosts that have it start exactly these images with `make pull`", flush=True)
 
 
 def pull(root: Path, tags: Mapping[str, str], prefix: str, *, anew: bool) -> dict[str, str]:

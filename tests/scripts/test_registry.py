@@ -1,5 +1,7 @@
 """Digests: written when images are pushed, obeyed when they are pulled. The real registry is in tests/smoke."""
 
+import json
+
 import pytest
 
 from epd import image_lock, registry
@@ -86,6 +88,25 @@ def test_a_digest_that_a_mirror_lacks_is_not_replaced_by_what_its_tag_has_now(pr
     with pytest.raises(StepError, match=r"manifest unknown[\s\S]*images\.lock\.old"):
         registry.pull(tmp_path, {"cpu": TAGS["cpu"]}, PREFIX, anew=True)
     assert image_lock.read(tmp_path) == {"cpu:1": A}
+
+
+def test_release_images_go_from_the_builder_to_the_registry_and_their_digests_to_the_lock(programs, tmp_path):
+    metadata = {"cpu": {"containerimage.digest": A}, "proxy": {"containerimage.digest": B}}
+    programs.add(
+        "docker",
+        f"""echo "RELEASE=$RELEASE $X" >&2
+while [ "$1" != --metadata-file ]; do shift; done; echo '{json.dumps(metadata)}' > "$2\"""",
+    )
+    registry.publish(tmp_path, TAGS, PREFIX, {"X": "y"}, timeout_s=20)
+    (call,) = programs.calls
+    assert "bake -f docker/docker-bake.hcl --push --metadata-file" in call
+    assert "--load" not in call
+    assert call.endswith("cpu proxy")
+    assert "RELEASE=1 y" in (tmp_path / "build" / "images.log").read_text()
+    assert image_lock.read(tmp_path) == {"cpu:1": A, "proxy:1": B}
+    programs.add("docker", "echo denied; exit 1")
+    with pytest.raises(StepError, match="denied"):
+        registry.publish(tmp_path, TAGS, PREFIX, {}, timeout_s=20)
 
 
 @pytest.mark.parametrize("line", ["cpu:1", "cpu:1 sha256:12", f"cpu:1 {A} more"])
