@@ -20,9 +20,10 @@ def find_port() -> int:
 
 
 class MooncakePool:
-    def __init__(self, directory: Path, size_mb: int = 64) -> None:
+    def __init__(self, directory: Path, size_mb: int = 64, *, by_handshake: bool = False) -> None:
         self._directory = directory
         self._size_mb = size_mb
+        self._by_handshake = by_handshake
         self.rpc_port, self.metadata_port, self.owner_port = find_port(), find_port(), find_port()
         self.metrics_port = find_port()
         self._master: subprocess.Popen[bytes] | None = None
@@ -34,7 +35,7 @@ class MooncakePool:
 
     @property
     def metadata_server(self) -> str:
-        return f"http://127.0.0.1:{self.metadata_port}/metadata"
+        return "P2PHANDSHAKE" if self._by_handshake else f"http://127.0.0.1:{self.metadata_port}/metadata"
 
     @property
     def metrics_url(self) -> str:

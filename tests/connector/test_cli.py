@@ -9,6 +9,7 @@ from mooncake_pool import MooncakePool, find_port
 
 from epd_connector import cli
 from epd_connector.config import ConnectorConfig, read_config
+from epd_connector.device import HostDevice
 from epd_connector.keys import KEY_PREFIX
 from epd_connector.metrics import Collector, Metrics, MetricsServer
 from epd_connector.store.factory import make_store
@@ -37,7 +38,7 @@ def config(words: list[str], tmp_path: Path) -> ConnectorConfig:
 @pytest.fixture
 def buffer(config: ConnectorConfig) -> Iterator[memoryview]:
     """Three embeddings of two models, and in Mooncake one object of somebody else; the buffer they came from."""
-    store = make_store(config, lambda: "127.0.0.1")
+    store = make_store(config, lambda: "127.0.0.1", HostDevice())
     slab = memoryview(bytearray(SIZE_BYTES))
     store.connect(slab)
     keys = [f"{KEY_PREFIX}/{MODELS[number % 2]}/{number:064x}" for number in range(3)]
@@ -67,7 +68,7 @@ def test_stat_counts_embeddings_and_bytes(words, config, buffer, capsys) -> None
 
 
 def test_purge_removes_every_embedding_also_under_lease_and_nothing_else(words, config, buffer, capsys) -> None:
-    store = make_store(config, lambda: "127.0.0.1")
+    store = make_store(config, lambda: "127.0.0.1", HostDevice())
     store.connect(memoryview(bytearray(4096)))
     assert store.exists(f"{KEY_PREFIX}/{MODELS[0]}/{0:064x}")  # takes a lease of Mooncake's
     assert run(capsys, "purge", *words)["removed_objects"] == 3

@@ -13,6 +13,7 @@ from mooncake_pool import MooncakePool, find_port
 
 from epd_connector.compat import Engine, Feature, Lookup, Place
 from epd_connector.config import ConfigError, read_config
+from epd_connector.device import HostDevice
 from epd_connector.header import Header, checksum
 from epd_connector.keys import ModelIdentity, build_key, hash_item_id
 from epd_connector.link import LinkClient
@@ -50,9 +51,9 @@ class Instance:
             engine=engine,
             place=Place(0),
             directory=directory,
-            device="cpu",
+            device=HostDevice(),
             metrics=self.metrics,
-            store=make_store(config, lambda: "127.0.0.1"),
+            store=make_store(config, lambda: "127.0.0.1", HostDevice()),
         )
         make = ProducerScheduler if is_producer else ConsumerScheduler
         self.scheduler: ProducerScheduler | ConsumerScheduler = make(
@@ -261,7 +262,7 @@ def test_other_row_count_is_a_miss_and_the_object_stays(make: Make) -> None:
 @pytest.fixture
 def raw_store(any_store: dict[str, object]) -> Iterator[Callable[[str, bytes], None]]:
     """Writes any bytes under an item's key, as a broken writer would."""
-    store = make_store(read_config(any_store), lambda: "127.0.0.1")
+    store = make_store(read_config(any_store), lambda: "127.0.0.1", HostDevice())
     buffer = bytearray(1 << 20)
     ctypes.c_char.from_buffer(buffer)
     store.connect(memoryview(buffer))

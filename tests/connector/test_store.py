@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mooncake_pool import MooncakePool
 
 from epd_connector.config import read_config
+from epd_connector.device import HostDevice
 from epd_connector.store.base import Store, StoreError, StoreFullError, StoreUnavailableError
 from epd_connector.store.factory import make_store
 from epd_connector.store.shared_dir import DRAFT_LIFE_S, DRAFT_PREFIX, FOLDER, SharedDirStore
@@ -54,7 +55,7 @@ def extra(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, object]:
 
 
 def make(extra: dict[str, object]) -> Store:
-    return make_store(read_config(extra), lambda: "127.0.0.1")
+    return make_store(read_config(extra), lambda: "127.0.0.1", HostDevice())
 
 
 @pytest.fixture

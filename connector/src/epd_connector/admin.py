@@ -13,6 +13,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from .config import ConnectorConfig
+from .device import HostDevice
 from .keys import KEY_PREFIX
 from .store.base import Store, StoreError, StoreUnavailableError
 from .store.factory import make_store
@@ -107,7 +108,7 @@ def _connected(config: ConnectorConfig, slab: memoryview) -> Iterator[Store]:
     if config.store == "mooncake":
         # Before Mooncake is asked: its set-up takes 90 s to say that there is no master.
         own_address = _find_own_address(config.master_server_address)
-    store = make_store(config, lambda: own_address)
+    store = make_store(config, lambda: own_address, HostDevice())
     store.connect(slab)
     try:
         yield store

@@ -54,6 +54,7 @@ __all__ = [
     "find_lookup",
     "find_place",
     "read_features",
+    "share_transfer_engine",
 ]
 
 
@@ -188,6 +189,17 @@ def find_host_address() -> str:
     from vllm.utils.network_utils import get_ip
 
     return str(get_ip())
+
+
+def share_transfer_engine(hostname: str) -> Any:
+    """Return the one transfer engine of this process on an NPU, made by whoever asks first: us or a KV connector.
+
+    Its class is ``mooncake.engine.TransferEngine``. vllm-ascend 0.23.0 initialises it for the ascend transport, under a
+    lock. Raises RuntimeError when that fails.
+    """
+    from vllm_ascend.distributed.kv_transfer.utils.mooncake_transfer_engine import global_te
+
+    return global_te.get_transfer_engine(hostname, None)
 
 
 def read_features(request: Any) -> list[Feature]:

@@ -25,6 +25,7 @@ from .compat import (
     read_features,
 )
 from .config import ConnectorConfig, read_config
+from .device import Device, HostDevice
 from .metadata import StepMetadata
 from .metrics import Metrics
 from .slab import name_directory
@@ -165,20 +166,30 @@ def _make_scheduler(
     return make(config, link, metrics)
 
 
+def _make_device() -> Device:
+    name = find_device()
+    if name != "npu":
+        return HostDevice(name)
+    from .npu import NpuDevice
+
+    return NpuDevice()
+
+
 def _make_worker(config: ConnectorConfig, engine: Engine, metrics: Metrics) -> "Worker":
     # Here and not above: the scheduler's process must not load the store's client.
     from .store.factory import make_store
     from .worker import Worker
 
     place = find_place()
-    store = make_store(config, find_host_address) if place.runs_service else None
+    device = _make_device()
+    store = make_store(config, find_host_address, device) if place.runs_service else None
     directory = name_directory(config.slab_dir, engine.engine_id, engine.data_parallel_rank)
     return Worker(
         config=config,
         engine=engine,
         place=place,
         directory=directory,
-        device=find_device(),
+        device=device,
         metrics=metrics,
         store=store,
     )

@@ -10,6 +10,7 @@ from .access import StoreAccess
 from .breaker import Breaker
 from .compat import Engine
 from .config import ConnectorConfig
+from .device import Device
 from .fetcher import Fetcher
 from .keys import KEY_PREFIX
 from .link import Confirm, Confirmed, Counts, Fetch, LinkServer, Missing, Release, Request
@@ -40,10 +41,12 @@ class StoreService:
         directory: Path,
         store: Store,
         metrics: Metrics,
+        device: Device,
         find_tensor: Callable[[str], EmbeddingTensor | None],
     ) -> None:
         self._config = config
         self._store = store
+        self._device = device
         self._find_tensor = find_tensor
         self._scheduler_sums: Mapping[str, float] = {}
         self._closing = threading.Event()
@@ -55,7 +58,9 @@ class StoreService:
             # A call is overdue when both the request that needs it and its own RPCs should have ended.
             self.breaker = Breaker(slow_s=max(config.fetch_timeout_ms, config.publish_timeout_ms) / 1000)
             self._metrics_server = self._start_metrics(metrics, engine.data_parallel_rank)
-            self._pool = ThreadPoolExecutor(config.io_threads, thread_name_prefix="epd-ec-io")
+            self._pool = ThreadPoolExecutor(
+                config.io_threads, thread_name_prefix="epd-ec-io", initializer=device.enter_thread
+            )
             digest = engine.identity.digest()
             access = StoreAccess(store, self.breaker, slab.data, self.allocator, digest, metrics)
             self._fetcher = Fetcher(access)
@@ -124,6 +129,7 @@ class StoreService:
             self._link.reply(Confirmed(item_id))
 
     def _probe_until_closed(self) -> None:
+        self._device.enter_thread()
         is_connected = False
         was_open = True
         while not self._closing.is_set():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .compat import EncoderCache, Engine, Place
 from .config import ConnectorConfig
+from .device import Device
 from .metadata import StepMetadata
 from .metrics import Metrics
 from .service import SLAB_NAME, StoreService
@@ -25,13 +26,13 @@ class Worker:
         engine: Engine,
         place: Place,
         directory: Path,
-        device: str,
+        device: Device,
         metrics: Metrics,
         store: Store | None,
     ) -> None:
         self._rank = place.loader_index
         self._directory = directory
-        self._device = device
+        self._device = device.name
         self._slab: Slab | None = None
         self._encoder_cache: EncoderCache = {}
         self._is_producer = engine.is_producer
@@ -43,6 +44,7 @@ class Worker:
                 directory=directory,
                 store=store,
                 metrics=metrics,
+                device=device,
                 find_tensor=self._find_tensor,
             )
 

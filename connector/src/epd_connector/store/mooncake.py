@@ -5,7 +5,6 @@ absent, -800 transfer failed (the pool's owner died), -900 master unreachable. A
 registers itself again without help, and the pool's owner remounts its memory within about 2 s.
 """
 
-import ctypes
 import logging
 import os
 import re
@@ -13,6 +12,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from ..config import ConfigError, ConnectorConfig
+from ..device import Device, TransferMemory
 from ..keys import KEY_PREFIX
 from .base import StoreError, StoreFullError, StoreUnavailableError
 
@@ -29,9 +29,11 @@ _MASTER_UNREACHABLE = -900
 class MooncakeStore:
     """Client of a Mooncake master. Raises ConfigError when Mooncake is not installed."""
 
-    def __init__(self, config: ConnectorConfig, local_hostname: str) -> None:
+    def __init__(self, config: ConnectorConfig, local_hostname: str, device: Device) -> None:
         self._config = config
         self._local_hostname = local_hostname
+        self._device = device
+        self._memory: TransferMemory | None = None
         self._module = _import_mooncake(config.rpc_timeout_ms)
         self._client: Any = None
 
@@ -41,19 +43,25 @@ class MooncakeStore:
         # Without a master, setup() holds the GIL for 4.4 s a try, and tries 20 times when it may choose the port
         # (measured): every thread of the engine would stand still. So ask first, and choose the port.
         _check_master_listens(config.master_server_address, config.rpc_timeout_ms / 1000)
+        engine = self._device.find_engine(self._local_hostname)
         client = self._module.MooncakeDistributedStore()
         code = client.setup(
-            _add_port(self._local_hostname),
+            f"{self._local_hostname}:{engine.get_rpc_port()}" if engine else _add_port(self._local_hostname),
             config.metadata_server,
             0,
             0,
             config.protocol,
             config.devices,
             config.master_server_address,
+            **({"engine": engine.get_engine()} if engine else {}),
         )
         if code != 0:
             raise StoreUnavailableError(f"Mooncake setup with {config.master_server_address} returned {code}")
-        code = client.register_buffer(_address_of(slab), len(slab))
+        if self._memory is None:  # a second attempt has it already
+            self._memory = self._device.open_memory(slab)
+        # vllm-ascend's own wrapper registers once in a process, and a KV connector may have been first.
+        register = engine.register_memory if engine else client.register_buffer
+        code = register(self._memory.address, self._memory.size_bytes)
         if code != 0:
             client.close()
             raise StoreError(f"Mooncake could not register {len(slab)} bytes of the slab: {code}")
@@ -62,27 +70,33 @@ class MooncakeStore:
     def exists(self, key: str) -> bool:
         """See Store."""
         # The code is -900 for an unreachable master, and bool(-900) is True: compare, never convert.
-        return bool(_checked(self._ready().is_exist(key), "is_exist") == 1)
+        return bool(_checked(self._ready()[0].is_exist(key), "is_exist") == 1)
 
     def find_size(self, key: str) -> int | None:
         """See Store."""
-        return _size_or_none(self._ready().get_size(key), "get_size")
+        return _size_or_none(self._ready()[0].get_size(key), "get_size")
 
     def put(self, key: str, data: memoryview) -> None:
         """See Store."""
-        _checked(self._ready().put_from(key, _address_of(data), len(data)), "put_from")
+        client, memory = self._ready()
+        memory.push(data)
+        _checked(client.put_from(key, memory.find_address(data), len(data)), "put_from")
 
     def get(self, key: str, out: memoryview) -> int | None:
         """See Store."""
-        return _size_or_none(self._ready().get_into(key, _address_of(out), len(out)), "get_into")
+        client, memory = self._ready()
+        size_bytes = _size_or_none(client.get_into(key, memory.find_address(out), len(out)), "get_into")
+        if size_bytes is not None:
+            memory.pull(out)
+        return size_bytes
 
     def remove(self, key: str) -> None:
         """See Store."""
-        _size_or_none(self._ready().remove(key, True), "remove")
+        _size_or_none(self._ready()[0].remove(key, True), "remove")
 
     def remove_all(self) -> int:
         """See Store. What others keep in the pool stays."""
-        return _checked(self._ready().remove_by_regex(f"^{KEY_PREFIX}/", True), "remove_by_regex")
+        return _checked(self._ready()[0].remove_by_regex(f"^{KEY_PREFIX}/", True), "remove_by_regex")
 
     def close(self) -> None:
         """See Store."""
@@ -91,10 +105,11 @@ class MooncakeStore:
         if client is not None:
             client.close()
 
-    def _ready(self) -> Any:
-        if self._client is None:
+    def _ready(self) -> tuple[Any, TransferMemory]:
+        client, memory = self._client, self._memory
+        if client is None or memory is None:
             raise StoreUnavailableError("Mooncake is not connected yet")
-        return self._client
+        return client, memory
 
 
 def _import_mooncake(rpc_timeout_ms: int) -> "ModuleType":
@@ -126,10 +141,6 @@ def _add_port(host: str) -> str:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     return f"[{host.strip('[]')}]:{port}" if is_ipv6 else f"{host}:{port}"
-
-
-def _address_of(view: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
 def _size_or_none(code: int, operation: str) -> int | None:
