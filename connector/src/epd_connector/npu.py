@@ -26,9 +26,9 @@ class NpuMemory:
         self._slab_address = find_host_memory(slab)
         self.size_bytes = -(-len(slab) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         raw = torch.empty(self.size_bytes + ALIGNMENT_BYTES, dtype=torch.uint8, device=device)
-        padding = -raw.data_ptr() % ALIGNMENT_BYTES
+        padding = -int(raw.data_ptr()) % ALIGNMENT_BYTES
         self._mirror = raw[padding : padding + self.size_bytes]
-        self.address = raw.data_ptr() + padding
+        self.address: int = raw.data_ptr() + padding
 
     def find_address(self, region: memoryview) -> int:
         """See TransferMemory."""
