@@ -18,7 +18,7 @@ def run(folder, hardware, role, **environ):
     services = ROOT / "compose" / "services.yaml"
     file.write_text(
         f"services:\n  role:\n    extends: {{file: {services}, service: {role}}}\n"
-        "    devices: [/dev/davinci3]\nvolumes:\n  models:\n  cache:\n"
+        "    devices: [/dev/davinci3]\nvolumes:\n  models:\n  cache:\n  ec:\n"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("EPD_", "COMPOSE_", "HF_"))}
     return subprocess.run(

@@ -162,7 +162,17 @@ def test_ports_and_addresses_of_a_host_network_are_all_told():
     assert {"--port=8511", "--http_port=8512", "--master_server_address=10.0.0.7:8501"} <= set(store)
     extra = json.loads(option(command("encode", NPU | environ), "--ec-transfer-config"))["ec_connector_extra_config"]
     assert extra["master_server_address"] == "10.0.0.7:8501"
+    words = command("encode", {**environ, "EPD_MODEL": "hub/id"})
+    extra = json.loads(option(words, "--ec-transfer-config"))["ec_connector_extra_config"]
     assert extra["metadata_server"] == "http://10.0.0.7:8502/metadata"
+
+
+def test_on_an_npu_all_clients_of_the_pool_find_each_other_by_handshake():
+    """The connector shares vllm-ascend's transfer engine, which knows no metadata server."""
+    environ = NPU | {"EPD_MOONCAKE_HOST": "10.0.0.7"}
+    extra = json.loads(option(command("encode", environ), "--ec-transfer-config"))["ec_connector_extra_config"]
+    assert extra["metadata_server"] == "P2PHANDSHAKE"
+    assert "--metadata_server=P2PHANDSHAKE" in command("mooncake-store", environ)
 
 
 @pytest.mark.parametrize(

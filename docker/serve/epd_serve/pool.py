@@ -30,7 +30,7 @@ def store_command(settings: Settings) -> list[str]:
         "--local_buffer_size=16MB",
         "--protocol=tcp",
         f"--master_server_address={settings.mooncake_host}:{settings.mooncake_ports.rpc}",
-        f"--metadata_server=http://{settings.mooncake_host}:{settings.mooncake_ports.metadata}/metadata",
+        f"--metadata_server={settings.mooncake_metadata}",
         "--enable_http_server=true",
         f"--http_port={settings.mooncake_ports.store_http}",
         "--logtostderr=true",

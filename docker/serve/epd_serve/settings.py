@@ -62,6 +62,14 @@ class Settings:
     max_num_seqs: int | None
     extra_args: tuple[str, ...]
 
+    @property
+    def mooncake_metadata(self) -> str:
+        """How Mooncake's clients find each other; the same for all of a pool."""
+        if HARDWARE[self.hardware].npu:
+            # The connector shares the transfer engine of vllm-ascend 0.23.0's KV connectors, which asks no server.
+            return "P2PHANDSHAKE"
+        return f"http://{self.mooncake_host}:{self.mooncake_ports.metadata}/metadata"
+
 
 def read_settings(role: str, environ: Mapping[str, str]) -> Settings:
     """Return the checked settings of a role.

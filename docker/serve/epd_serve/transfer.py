@@ -32,7 +32,7 @@ def ec_store_config(settings: Settings) -> dict[str, object]:
     return {
         "store": "mooncake",
         "master_server_address": f"{settings.mooncake_host}:{settings.mooncake_ports.rpc}",
-        "metadata_server": f"http://{settings.mooncake_host}:{settings.mooncake_ports.metadata}/metadata",
+        "metadata_server": settings.mooncake_metadata,
         "local_hostname": settings.advertise_host,
     }
 

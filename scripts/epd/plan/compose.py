@@ -35,7 +35,8 @@ def render(plan: Plan, host: Host, *, fragments: str) -> HostFiles:
     share = f"{len(plan.on(host))} of {len(plan.instances)} instances"
     what = f"{plan.topology.name} on {host.name} ({host.hardware}): {share}."
     services = _services(plan, host, fragments)
-    document = {"name": "ascend-epd", "services": services, "volumes": {"models": {}, "cache": {}}}
+    volumes = {"models": {}, "cache": {}, "ec": _ec_volume(plan)}
+    document = {"name": "ascend-epd", "services": services, "volumes": volumes}
     return HostFiles(
         compose=_HEAD.format(what=what) + yamltext.dump(document),
         overlays={} if host.hardware == "cpu" else _overlays(plan, host),
@@ -71,6 +72,12 @@ def _services(plan: Plan, host: Host, fragments: str) -> dict[str, Any]:
     return services
 
 
+def _ec_volume(plan: Plan) -> dict[str, Any]:
+    """Return the volume in memory that holds embeddings with EPD_EC_STORE=shared_dir, and nothing otherwise."""
+    size_mb = str(plan.limits.store_size_mb) if _host_network(plan) else "${EPD_STORE_SIZE_MB:-512}"
+    return {"driver_opts": {"type": "tmpfs", "device": "tmpfs", "o": f"mode=1777,size={size_mb}m"}}
+
+
 def _pool_service(plan: Plan, name: str) -> dict[str, Any]:
     service: dict[str, Any] = {}
     if name == "mooncake-store":
@@ -97,6 +104,7 @@ def _instance_service(plan: Plan, instance: Instance) -> dict[str, Any]:
         "EPD_PORT": str(instance.ports.http),
         "EPD_MAX_MODEL_LEN": str(plan.limits.max_model_len),
         "EPD_MAX_NUM_SEQS": str(plan.limits.max_num_seqs),
+        "EPD_STORE_SIZE_MB": str(plan.limits.store_size_mb),
         **_parallel(plan, instance),
     }
     if instance.host.interface:
