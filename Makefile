@@ -34,8 +34,8 @@ status: ## show each service and whether the proxy is ready
 clean: ## remove containers, volumes, images and the part of .env that `make up` wrote
 	@$(EPD) clean
 
-build: ## build the images
-	@$(EPD) build
+build: ## build the images of this machine's hardware profile (EPD_HARDWARE=a2 for another)
+	@$(EPD) build $(ARGS)
 
 pull: ## start the stack from prebuilt images, by the digests in images.lock (REGISTRY=registry.example/team/)
 	@EPD_PULL=1 $(EPD) up

@@ -110,9 +110,10 @@ def current_stack() -> stack.Stack:
 
 
 def build(it: Context, words: list[str]) -> int:
-    """Build the images, or the bake targets named."""
+    """Build the images of this machine's hardware profile (or of EPD_HARDWARE), or the bake targets named."""
     prepare_engine(it)
-    provide_images(it, tuple(words) or images.SERVED, pull=False)
+    hardware = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
+    provide_images(it, tuple(words) or images.served(hardware), pull=False)
     return 0
 
 
