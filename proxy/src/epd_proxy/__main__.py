@@ -9,8 +9,10 @@ import uvloop
 
 from . import logs
 from .app import serve
+from .config import ProxyConfig
 from .errors import ConfigError
 from .settings import load_config
+from .workers import Shared, run_workers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,17 +20,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(sys.argv[1:] if argv is None else argv, os.environ)
         logs.set_up(config.logging.level, config.logging.style)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(config))
+        if config.listen.workers > 1:
+            return run_workers(config, _serve)
+        return _serve(config)
     except ConfigError as error:
         noun = "fault" if len(error.faults) == 1 else "faults"
         sys.stderr.write(f"epd-proxy: {len(error.faults)} {noun} in the configuration:\n")
         sys.stderr.writelines(f"  - {fault}\n" for fault in error.faults)
         return 2
     except OSError as error:
-        sys.stderr.write(f"epd-proxy: {error}\n")
-        return 1
+        return _fail(error)
+
+
+def _serve(config: ProxyConfig, shared: Shared | None = None) -> int:
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(config, shared))
+    except OSError as error:
+        return _fail(error)
     return 0
+
+
+def _fail(error: OSError) -> int:
+    sys.stderr.write(f"epd-proxy: {error}\n")
+    return 1
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from .reloads import Reloads
 from .status import Status
 from .tls import backend_context, load_certificate, read_certificate, server_context
 from .upstream import Upstream
+from .workers import Shared
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +47,15 @@ _RELOADS = web.AppKey("reloads", Reloads)
 # Twice as much of a body is read before its handler asks for it. With aiohttp's 64 KiB, reading stops and starts again
 # several times for one picture.
 _READ_BYTES = 256 * 1024
+_REFRESH_S = 1.0
 
 
-def build_app(config: ProxyConfig) -> web.Application:
-    """Return the application."""
+def build_app(config: ProxyConfig, shared: Shared | None = None) -> web.Application:
+    """Return the application; ``shared`` is what it has with the other workers."""
+    loads = shared.loads if shared else None
     metrics = Metrics()
     # An encode stage may be empty: encoders can come later.
-    pools = {stage: Pool(stage, urls) for stage, urls in ({"encode": ()} | config.topology.stages()).items()}
+    pools = {stage: Pool(stage, urls, loads) for stage, urls in ({"encode": ()} | config.topology.stages()).items()}
     store = Pool("store", config.items.store)
     known = KnownItems(config.items.known_ttl_s, store.endpoints)
     stages = Stages(pools, Upstream(config.timeouts, backend_context(config.tls)), config, metrics, known)
@@ -86,6 +89,8 @@ def build_app(config: ProxyConfig) -> web.Application:
     handlers.add_routes(app)
     Passing(handlers, Forwarding(stages), config.timeouts.first_byte_s).add_routes(app)
     app.cleanup_ctx.append(_run_backends)
+    if shared:
+        app.cleanup_ctx.append(_refresh_metrics)
     return app
 
 
@@ -140,19 +145,25 @@ def make_runner(app: web.Application) -> web.AppRunner:
     )
 
 
-async def serve(config: ProxyConfig) -> None:
+async def serve(config: ProxyConfig, shared: Shared | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends it at once."""
-    app = build_app(config)
+    app = build_app(config, shared)
     runner = make_runner(app)
     await runner.setup()
     try:
         site = web.TCPSite(
-            runner, config.listen.host, config.listen.port, backlog=4096, reuse_address=True, ssl_context=app[TLS]
+            runner,
+            config.listen.host,
+            config.listen.port,
+            backlog=4096,
+            reuse_address=True,
+            ssl_context=app[TLS],
+            reuse_port=shared is not None,
         )
         await site.start()
         log.info("listening on %s", ", ".join(_shown(*name[:2]) for name in runner.addresses))
         _warn_of_missing_encoders(config)
-        await _signalled()
+        await _signalled(shared)
         await site.stop()
         await app[HANDLERS].drain(config.timeouts.drain_s)
     finally:
@@ -163,7 +174,7 @@ def _shown(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def _signalled() -> None:
+async def _signalled(shared: Shared | None) -> None:
     loop = asyncio.get_running_loop()
     came = asyncio.Event()
 
@@ -175,12 +186,30 @@ async def _signalled() -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, note, number)
+    if shared:  # a parent that is gone starts no worker and stops none
+        loop.add_reader(shared.parent, came.set)
     await came.wait()
+    if shared:
+        loop.remove_reader(shared.parent)
 
 
 def _warn_of_missing_encoders(config: ProxyConfig) -> None:
     if not config.topology.encode:
         log.warning("no --encode instance: pictures, videos and sounds are encoded where they are prefilled")
+
+
+async def _refresh_metrics(app: web.Application) -> AsyncIterator[None]:
+    """Keep what is watched up to date: whichever worker is asked for the metrics answers for all."""
+
+    async def refresh() -> None:
+        while True:
+            app[STAGES].metrics.refresh()
+            await asyncio.sleep(_REFRESH_S)
+
+    refreshing = asyncio.create_task(refresh(), name="metrics")
+    yield
+    refreshing.cancel()
+    await asyncio.wait((refreshing,))
 
 
 async def _run_backends(app: web.Application) -> AsyncIterator[None]:

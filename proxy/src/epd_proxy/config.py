@@ -9,18 +9,23 @@ from .errors import ConfigError
 from .staging import Items
 
 MIB = 1024 * 1024
+_WORKERS_MAX = 64
 
 
 @dataclass(frozen=True)
 class Listen:
-    """Where the proxy accepts clients."""
+    """Where the proxy accepts clients, and how many processes do."""
 
     host: str = "0.0.0.0"
     port: int = 8000
+    workers: int = 1
 
     def faults(self) -> list[str]:
         """Return what is wrong, one sentence each."""
-        return [] if 0 <= self.port <= 65535 else [f"--port: expected 0 to 65535, found {self.port}"]
+        found = [] if 0 <= self.port <= 65535 else [f"--port: expected 0 to 65535, found {self.port}"]
+        if not 1 <= self.workers <= _WORKERS_MAX:
+            found.append(f"--workers: expected 1 to {_WORKERS_MAX}, found {self.workers}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -203,10 +208,23 @@ class ProxyConfig:
         found += [f"--store: {fault}" for url in self.items.store for fault in url_faults(url)]
         if self.topology.decode:
             found += self.metaserver.faults(self.topology.decode)
+        found += self._worker_faults()
         if self.encode_fallback not in ("local", "off"):
             found.append(f"--encode-fallback: expected local or off, found {self.encode_fallback}")
         if found:
             raise ConfigError(found)
+
+    def _worker_faults(self) -> list[str]:
+        workers, first = self.listen.workers, self.metaserver.port
+        found = []
+        if workers > 1 and self.admin.port:
+            found.append(
+                "--admin-port: reaches one process only; with --workers, use --instances-file, which all follow"
+            )
+        ports = range(first, first + workers)
+        if workers > 1 and self.topology.decode and (self.listen.port in ports or ports[-1] > 65535):
+            found.append(f"--metaserver-port: each worker needs one, so {first} to {ports[-1]} have to be free")
+        return found
 
 
 def url_faults(url: str) -> list[str]:

@@ -1,15 +1,18 @@
 """Prometheus metrics. A registry of our own, so that two proxies in one process do not meet."""
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -95,26 +98,51 @@ class Metrics:
         )  # fmt: skip
         self.file_in_use = Gauge(
             "epd_proxy_file_in_use", "1 when what the file says is in use, 0 when it was refused", ["file"],
-            registry=self.registry,
+            registry=self.registry, multiprocess_mode="min",
         )  # fmt: skip
+        self._shared_folder = os.environ.get(_FOLDER, "")
+        self._collectors: list[Collector] = []
+        self._watched: list[tuple[Gauge, Callable[[], int]]] = []
 
     def watch_endpoints(self, read: Callable[[], Iterable[EndpointSample]]) -> None:
         """Report the endpoints' state, read when a scrape asks for it."""
-        self.registry.register(_EndpointCollector(read))
+        self._collectors.append(_EndpointCollector(read))
 
     def watch_handovers(self, pending_callbacks: Callable[[], int], tasks: Callable[[], int]) -> None:
         """Report what is open between prefill and decode, read when a scrape asks for it."""
-        gauge = Gauge("epd_proxy_pending_callbacks", "Callback addresses that are open", registry=self.registry)
-        gauge.set_function(pending_callbacks)
-        gauge = Gauge(
-            "epd_proxy_handover_tasks", "Prefills and releases under way between prefill and decode",
-            registry=self.registry,
-        )  # fmt: skip
-        gauge.set_function(tasks)
+        self._watch("epd_proxy_pending_callbacks", "Callback addresses that are open", pending_callbacks)
+        self._watch("epd_proxy_handover_tasks", "Prefills and releases under way between prefill and decode", tasks)
+
+    def _watch(self, name: str, text: str, read: Callable[[], int]) -> None:
+        gauge = Gauge(name, text, registry=self.registry, multiprocess_mode="sum")
+        self._watched.append((gauge, read))
+
+    def refresh(self) -> None:
+        """Read what is watched. Workers do so from time to time, since any of them answers for all."""
+        for gauge, read in self._watched:
+            gauge.set(read())
 
     def exposition(self) -> bytes:
-        """Return all metrics in Prometheus' text form (:data:`CONTENT_TYPE`)."""
-        return generate_latest(self.registry)
+        """Return all metrics in Prometheus' text form (:data:`CONTENT_TYPE`), of all workers together."""
+        self.refresh()
+        shown = self.registry
+        if self._shared_folder:
+            shown = CollectorRegistry()
+            MultiProcessCollector(shown, self._shared_folder)  # type: ignore[no-untyped-call]
+        own = CollectorRegistry()
+        for collector in self._collectors:
+            own.register(collector)
+        return generate_latest(shown) + generate_latest(own)
+
+
+def share(folder: str, worker: int) -> None:
+    """Have what this process counts kept in ``folder``, where the other workers read it, and a successor goes on.
+
+    Before the first :class:`Metrics`. prometheus_client would do so by itself when ``PROMETHEUS_MULTIPROC_DIR`` is set
+    before it is imported, but then by process id, and leave a file for each that ever was.
+    """
+    os.environ[_FOLDER] = folder
+    values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
 
 
 class _EndpointCollector(Collector):

@@ -5,6 +5,7 @@ from enum import Enum
 
 from . import policy
 from .errors import UnavailableError
+from .loads import Load, LoadRow
 from .metrics import EndpointSample
 
 # One broken connection may be bad luck; a refused one is not.
@@ -24,11 +25,10 @@ class Health(Enum):
 class Endpoint:
     """One instance: its URL, what it is doing now, and whether it lives."""
 
-    def __init__(self, stage: str, url: str) -> None:
+    def __init__(self, stage: str, url: str, load: Load | None = None) -> None:
         self.stage = stage
         self.url = url
-        self.active_cost = 0
-        self.active_leases = 0
+        self.load = load or Load()
         self.granted_total = 0
         self.health = Health.UNKNOWN
         self.outages = 0  # how often it went down: what it held then is gone
@@ -41,6 +41,16 @@ class Endpoint:
     def __repr__(self) -> str:
         load = f"leases={self.active_leases} cost={self.active_cost}{' draining' if self.draining else ''}"
         return f"<Endpoint {self.stage} {self.url} {self.health.value} {load}>"
+
+    @property
+    def active_cost(self) -> int:
+        """Estimated tokens of the requests that are now there, of all workers."""
+        return self.load.tokens
+
+    @property
+    def active_leases(self) -> int:
+        """Number of requests that are now there, of all workers."""
+        return self.load.requests
 
     @property
     def usable(self) -> bool:
@@ -100,24 +110,23 @@ class Lease:
         self.endpoint = endpoint
         self.cost = cost
         self._held = True
-        endpoint.active_cost += cost
-        endpoint.active_leases += 1
+        endpoint.load.add(1, cost)
         endpoint.granted_total += 1
 
     def release(self) -> None:
         """Give the share back."""
         if self._held:
             self._held = False
-            self.endpoint.active_cost -= self.cost
-            self.endpoint.active_leases -= 1
+            self.endpoint.load.add(-1, -self.cost)
 
 
 class Pool:
     """The endpoints of one stage."""
 
-    def __init__(self, stage: str, urls: Iterable[str]) -> None:
+    def __init__(self, stage: str, urls: Iterable[str], loads: LoadRow | None = None) -> None:
         self.stage = stage
-        self.endpoints = [Endpoint(stage, url) for url in urls]
+        self._loads = loads
+        self.endpoints = [self._open(url) for url in urls]
 
     def __repr__(self) -> str:
         return f"<Pool {self.stage} {self.endpoints}>"
@@ -130,7 +139,7 @@ class Pool:
         """Return the endpoint at ``url``, a new one or one that is there; it takes requests from here on."""
         endpoint = self.find(url)
         if endpoint is None:
-            endpoint = Endpoint(self.stage, url)
+            endpoint = self._open(url)
             self.endpoints = [*self.endpoints, endpoint]
         endpoint.draining = False
         return endpoint
@@ -173,3 +182,6 @@ class Pool:
             EndpointSample(self.stage, e.url, e.health is Health.UP, e.active_leases, e.active_cost)
             for e in self.endpoints
         ]
+
+    def _open(self, url: str) -> Endpoint:
+        return Endpoint(self.stage, url, self._loads.open(self.stage, url) if self._loads else None)

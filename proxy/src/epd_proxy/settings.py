@@ -47,6 +47,9 @@ class _Setting:
 _SETTINGS = (
     _Setting("--host", "HOST", Listen.host, "address to bind"),
     _Setting("--port", "PORT", Listen.port, "port to bind", kind=int),
+    _Setting("--workers", "WORKERS", Listen.workers,
+             "processes that serve the port together; each takes a metaserver port of its own, one after the other",
+             kind=int),
     _Setting("--encode", "ENCODE_URLS", (), "encode instances", several=True),
     _Setting("--prefill-decode", "PREFILL_DECODE_URLS", (), "instances that prefill and decode", several=True),
     _Setting("--prefill", "PREFILL_URLS", (), "prefill instances", several=True),
@@ -150,7 +153,7 @@ def _topology(values: Mapping[str, Any]) -> Topology:
 
 def _build(values: Mapping[str, Any], topology: Topology, items: Items) -> ProxyConfig:
     return ProxyConfig(
-        listen=Listen(values["host"], values["port"]),
+        listen=Listen(values["host"], values["port"], values["workers"]),
         topology=topology,
         metaserver=MetaserverConfig(
             values["metaserver_host"], values["metaserver_port"], values["metaserver_advertise_url"].rstrip("/")
