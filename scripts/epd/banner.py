@@ -7,6 +7,7 @@ import json
 import shlex
 import struct
 import zlib
+from collections.abc import Mapping
 
 from epd import stack as stacks
 
@@ -40,8 +41,14 @@ def model_name(address: str) -> str:
     return str(name)
 
 
-def render(address: str, model: str, topology: str) -> str:
-    """Return the closing banner. Every command in it can be copied as it stands."""
+def options(environment: Mapping[str, str]) -> str:
+    """Return what curl needs besides: for a certificate that does not name this address, and for a client's key."""
+    tls = " -k" if environment.get("EPD_PROXY_TLS_CERT") else ""
+    return tls + (' -H "Authorization: Bearer $KEY"' if environment.get("EPD_PROXY_API_KEYS_FILE") else "")
+
+
+def render(address: str, model: str, topology: str, options: str = "") -> str:
+    """Return the closing banner. Every command in it can be copied as it stands, but for $KEY, a key of a client."""
     image = f"data:image/png;base64,{base64.b64encode(picture()).decode()}"
     text = _request(model, [{"type": "text", "text": "Hello, who are you?"}])
     both = _request(
@@ -53,11 +60,11 @@ The stack ({topology}) is up: {address}   model: {model}
 
 A request with text only, which the encoder never sees:
 
-  curl -s {address}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(text)}
+  curl -s{options} {address}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(text)}
 
 One with a picture, which the encoder turns into embeddings first:
 
-  curl -s {address}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(both)}
+  curl -s{options} {address}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(both)}
 
 Next:
   make status    how it is                make logs      follow its logs

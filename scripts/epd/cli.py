@@ -70,7 +70,9 @@ def up(it: Context, _: list[str]) -> int:
     print(f"Starting {it.settings.topology} …", flush=True)
     stack.up(running, timeout_s=it.settings.up_timeout_s)
     images.remove_replaced()  # only now does no container use them any more
-    print(banner.render(running.address, banner.model_name(running.address), it.settings.topology))
+    # With keys the proxy does not tell a stranger what it serves.
+    model = banner.model_name(running.address) or running.environment.get("EPD_SERVED_MODEL_NAME", "")
+    print(banner.render(running.address, model, it.settings.topology, banner.options(running.environment)))
     return 0
 
 

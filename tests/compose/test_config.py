@@ -72,6 +72,20 @@ def test_compose_yaml_in_the_root_starts_1e1pd_without_settings():
     assert done.stdout == compose_config("1e1pd")
 
 
+def test_files_of_the_proxy_are_mounted_and_named_only_where_they_are_given():
+    keys = "EPD_PROXY_API_KEYS_FILE"
+    proxy = yaml.safe_load(compose_config("1e1pd", **{keys: "/etc/keys"}))["services"]["proxy"]
+    mounts = {volume["target"]: volume for volume in proxy["volumes"]}
+    assert (mounts["/run/secrets/api-keys"]["source"], proxy["environment"][keys]) == ("/etc/keys", "/run/secrets/api-keys")
+    assert not mounts["/run/secrets/api-keys"]["bind"].get("create_host_path")
+    for name, value in proxy["environment"].items():
+        if name.endswith(("_FILE", "_TLS_CERT", "_TLS_KEY")):
+            assert (value in mounts) if name == keys else value == "", name
+    assert all(volume["read_only"] for volume in mounts.values())
+    others = [volume["source"] for target, volume in mounts.items() if target != "/run/secrets/api-keys"]
+    assert set(others) == {"/dev/null"}
+
+
 def test_an_own_model_folder_is_mounted():
     config = yaml.safe_load(compose_config("1e1pd", EPD_MODELS="/data/models", EPD_MODEL="/models/mine"))
     encode = config["services"]["encode-0"]

@@ -1,12 +1,14 @@
 """The role entrypoint: what runs, what is refused, what the health check says."""
 
 import json
+import ssl
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import trustme
 
 from epd_serve import commandline, health, vllm
 from epd_serve.roles import VLLM_ROLES
@@ -181,6 +183,8 @@ def test_on_an_npu_all_clients_of_the_pool_find_each_other_by_handshake():
         ("encode", {"EPD_PORT": "8100"}, "http://127.0.0.1:8100/health"),
         ("encode", {"EPD_BIND_HOST": "10.0.0.7"}, "http://10.0.0.7:8000/health"),
         ("proxy", {"EPD_BIND_HOST": "fd00::7"}, "http://[fd00::7]:8000/health"),
+        ("proxy", {"EPD_PROXY_TLS_CERT": "/run/secrets/tls.crt"}, "https://127.0.0.1:8000/health"),
+        ("encode", {"EPD_PROXY_TLS_CERT": "/run/secrets/tls.crt"}, "http://127.0.0.1:8000/health"),
         ("mooncake-master", {"EPD_MOONCAKE_METRICS_PORT": "8503"}, "http://127.0.0.1:8503/health"),
         ("mooncake-store", {"EPD_BIND_HOST": "10.0.0.7"}, "http://127.0.0.1:9300/health"),
     ],
@@ -216,7 +220,7 @@ def test_an_unknown_role_is_refused_with_the_list():
 
 @pytest.fixture
 def served():
-    """A server whose /health answers with the status in `answer`."""
+    """The URL of a server whose /health answers with the status in `answer`, that, and the server."""
     answer = {"status": 200}
 
     class Handler(BaseHTTPRequestHandler):
@@ -230,13 +234,34 @@ def served():
     server = HTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/health", answer
+    yield f"http://127.0.0.1:{server.server_port}/health", answer, server
     server.shutdown()
     server.server_close()
 
 
+def test_health_of_a_proxy_with_tls(served, tmp_path: Path):
+    url, _, server = served
+    ca = trustme.CA()
+    ca.issue_cert("clients-call-it-so.test").configure_cert(context := ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    health.remember("proxy", url.replace("http:", "https:"), tmp_path)
+    assert health.check(tmp_path)[0] is False  # it speaks plain HTTP yet
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    assert health.check(tmp_path) == (True, "proxy: ready")
+
+
+def test_hosts_of_media_go_to_vllm_and_redirects_do_not_lead_around_them(model):
+    settings = read_settings("encode", {"EPD_MODEL": model, "EPD_ALLOWED_MEDIA_DOMAINS": "a.test b.test"})
+    words = vllm.command("encode", settings)
+    at = words.index("--allowed-media-domains")
+    assert words[at + 1 : at + 4] == ["a.test", "b.test", "--no-enable-prefix-caching"]
+    assert vllm.environment("encode", settings)["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+    plain = read_settings("encode", {"EPD_MODEL": model})
+    assert "--allowed-media-domains" not in vllm.command("encode", plain)
+    assert "VLLM_MEDIA_URL_ALLOW_REDIRECTS" not in vllm.environment("encode", plain)
+
+
 def test_health_tells_loading_from_ready_from_dead(tmp_path: Path, served):
-    url, answer = served
+    url, answer, _ = served
     assert health.check(tmp_path)[0] is False  # nothing was started
 
     health.remember("encode", url, tmp_path)

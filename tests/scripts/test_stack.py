@@ -112,6 +112,8 @@ def test_a_port_that_our_own_proxy_has_is_fine(programs, it, free_port):
 def test_the_address_is_the_one_that_the_proxy_is_bound_to(tmp_path, bind, host):
     found = stack.Stack(tmp_path, {"EPD_PROXY_PORT": "8001", "EPD_PROXY_BIND": bind})
     assert found.address == f"http://{host}:8001"
+    tls = stack.Stack(tmp_path, {**found.environment, "EPD_PROXY_TLS_CERT": "/etc/tls.crt"})
+    assert tls.address == f"https://{host}:8001"
 
 
 def test_an_address_of_another_machine_is_told_from_a_port_in_use(programs, it):

@@ -18,7 +18,8 @@ def url(role: str, settings: Settings) -> str:
     ports = {"mooncake-master": settings.mooncake_ports.metrics, "mooncake-store": settings.mooncake_ports.store_http}
     wildcard = role in ports or settings.bind_host in ("0.0.0.0", "::")
     host = "127.0.0.1" if wildcard else settings.bind_host
-    return f"http://{f'[{host}]' if ':' in host else host}:{ports.get(role, settings.port)}/health"
+    scheme = "https" if role == "proxy" and settings.proxy_tls else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{ports.get(role, settings.port)}/health"
 
 
 def remember(role: str, url: str, state_dir: Path) -> None:
@@ -54,13 +55,27 @@ def _ask(url: str, timeout_s: float) -> str:
     By hand, as this runs in every container every few seconds and urllib alone costs more than all the rest; and never
     through an HTTP proxy that the environment may name.
     """
-    authority, path = url.removeprefix("http://").split("/", 1)
+    scheme, _, rest = url.partition("://")
+    authority, path = rest.split("/", 1)
     host, port = authority.rsplit(":", 1)
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as connection:
+        with _connect(scheme, host.strip("[]"), int(port), timeout_s) as connection:
             connection.sendall(f"GET /{path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n".encode())
             with connection.makefile("rb") as answer:
                 status_line = answer.readline().decode("latin-1").strip()
     except OSError as error:
         return str(error)
     return "" if status_line.split(" ")[1:2] == ["200"] else status_line or "no answer"
+
+
+def _connect(scheme: str, host: str, port: int, timeout_s: float) -> socket.socket:
+    connection = socket.create_connection((host, port), timeout=timeout_s)
+    if scheme == "http":
+        return connection
+    import ssl  # noqa: PLC0415 - it takes longer than all the rest, and few need it
+
+    # The certificate names what clients call the proxy, not this container's own address.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(connection)

@@ -60,7 +60,11 @@ class Settings:
     interface: str
     max_model_len: int | None
     max_num_seqs: int | None
+    allowed_media_domains: tuple[str, ...]
+    """The hosts that clients' media may be fetched from; all where there are none."""
     extra_args: tuple[str, ...]
+    proxy_tls: bool
+    """Whether the proxy serves HTTPS, which its health check then has to speak."""
 
     @property
     def mooncake_metadata(self) -> str:
@@ -101,7 +105,9 @@ def read_settings(role: str, environ: Mapping[str, str]) -> Settings:
         interface=read.text("EPD_INTERFACE"),
         max_model_len=read.optional_number("EPD_MAX_MODEL_LEN", 16_777_216),
         max_num_seqs=read.optional_number("EPD_MAX_NUM_SEQS", 65536),
+        allowed_media_domains=read.words("EPD_ALLOWED_MEDIA_DOMAINS"),
         extra_args=read.words("EPD_EXTRA_ARGS"),
+        proxy_tls=bool(read.text("EPD_PROXY_TLS_CERT")),
     )
     read.faults += _faults(role, settings)
     if read.faults:

@@ -19,6 +19,8 @@ def environment(role: str, settings: Settings) -> dict[str, str]:
         if settings.interface:
             names = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "HCCL_SOCKET_IFNAME")
             found |= dict.fromkeys(names, settings.interface)
+    if settings.allowed_media_domains:
+        found["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] = "0"  # only the first URL is compared with the hosts
     return found
 
 
@@ -37,6 +39,8 @@ def command(role: str, settings: Settings) -> list[str]:
     if settings.max_num_seqs and "--max-num-seqs" not in role_flags:
         words += ["--max-num-seqs", str(settings.max_num_seqs)]
     words += [*parallel_flags(settings), *hardware.flags, *role_flags]
+    if settings.allowed_media_domains:
+        words += ["--allowed-media-domains", *settings.allowed_media_domains]
     if role == "encode":
         # An encode-only instance allocates no KV cache, so there is no prefix to keep.
         words += ["--no-enable-prefix-caching"]
