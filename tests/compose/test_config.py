@@ -76,7 +76,10 @@ def test_files_of_the_proxy_are_mounted_and_named_only_where_they_are_given():
     keys = "EPD_PROXY_API_KEYS_FILE"
     proxy = yaml.safe_load(compose_config("1e1pd", **{keys: "/etc/keys"}))["services"]["proxy"]
     mounts = {volume["target"]: volume for volume in proxy["volumes"]}
-    assert (mounts["/run/secrets/api-keys"]["source"], proxy["environment"][keys]) == ("/etc/keys", "/run/secrets/api-keys")
+    assert (mounts["/run/secrets/api-keys"]["source"], proxy["environment"][keys]) == (
+        "/etc/keys",
+        "/run/secrets/api-keys",
+    )
     assert not mounts["/run/secrets/api-keys"]["bind"].get("create_host_path")
     for name, value in proxy["environment"].items():
         if name.endswith(("_FILE", "_TLS_CERT", "_TLS_KEY")):
