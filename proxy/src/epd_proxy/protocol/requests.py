@@ -11,6 +11,7 @@ from .apis import CHARS_PER_TOKEN, RESPONSES, Api
 from .media import MediaItem, find_items
 from .naming import Namer
 from .responses import names_stored
+from .weighing import check_weight
 from .writing import write_json
 
 # The stages' own business. In `vllm_xargs` too: vLLM makes them the request's extra arguments, and there the
@@ -89,6 +90,7 @@ def strip_transfer_params(body: bytes) -> bytes:
 
 
 def _load(body: bytes) -> dict[str, Any]:
+    check_weight(body)
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -5,6 +5,8 @@ from typing import Any
 
 import orjson
 
+from ..errors import InvalidRequestError
+
 _SLICE_CHARS = 1024 * 1024
 # A content part's URL is at messages[].content[].image_url.url; deeper nesting is left to orjson.
 _DEPTH_MAX = 8
@@ -15,9 +17,15 @@ def write_json(document: dict[str, Any]) -> bytes:
 
     orjson keeps the GIL until it is done, about 0.6 ms a MiB, and a picture is one string: in a thread too it would
     hold up the event loop for all of it.
+
+    Raises :class:`InvalidRequestError` for a document nested more than 254 deep: orjson reads up to 1024, but does not
+    write them.
     """
     mark, long = uuid.uuid4().hex, list[str]()
-    outline = orjson.dumps(_cut_out(document, mark, long, _DEPTH_MAX))
+    try:
+        outline = orjson.dumps(_cut_out(document, mark, long, _DEPTH_MAX))
+    except orjson.JSONEncodeError as error:
+        raise InvalidRequestError("the body: expected objects and lists at most 254 deep in each other") from error
     if not long:
         return outline
     first, *gaps = outline.split(b'"%s"' % mark.encode())
