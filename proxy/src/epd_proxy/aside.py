@@ -7,7 +7,7 @@ from typing import ParamSpec, TypeVar
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
-# What is made of nothing but small objects takes some 30 ms a MiB to go through; beyond it other requests would feel it.
+# Small objects take some 30 ms a MiB to be read and gone through; beyond this size other requests would feel it.
 _FROM_BYTES = 512 * 1024
 
 
