@@ -111,7 +111,7 @@ async def call_back(url: str, held: Held, instance: FakeInstance) -> int:
         "remote_tp_size": 1, "remote_pcp_size": 1, "remote_dcp_size": 1, "remote_cached_tokens": 0,
     }  # fmt: skip
     # Decode waits for the answer in one of 32 threads: it has to come at once.
-    timeout = aiohttp.ClientTimeout(total=1)
+    timeout = aiohttp.ClientTimeout(total=10)
     async with aiohttp.ClientSession(timeout=timeout) as client, client.post(url, json=call) as response:
         return response.status
 

@@ -72,6 +72,12 @@ def test_names_of_the_example_proxy() -> None:
          ["--port", "--idle-timeout-s", "--max-retries", "--retry-delay", "--max-body-mib", "--max-media-items",
           "--health-interval-s", "--health-timeout-s", "--log-level", "--log-format", "--encode-fallback"]),
         ((*PD, "--known-items-ttl-s", "-1", "--store", "nowhere"), ["--known-items-ttl-s", "--store"]),
+        ((*PD, "--policy", "best", "--breaker-failures", "-1", "--breaker-open-s", "0", "--max-requests", "0",
+          "--max-queued", "-1", "--queue-timeout-s", "0"),
+         ["--policy: expected least_loaded, power_of_two, prefix or session, found best", "--breaker-failures",
+          "--breaker-open-s", "--max-requests", "--max-queued", "--queue-timeout-s"]),
+        ((*SPLIT, "--handshake", "magic", "--bootstrap-port", "0"),
+         ["--handshake: expected layerwise, pull or bootstrap, found magic", "--bootstrap-port"]),
         ((*PD, "--max-body-mib", "500"), ["--max-bodies-mib: expected --max-body-mib (500) or more, found 256"]),
         (("--port", "x", "--connect-timeout-s", "soon"), ["--port", "--connect-timeout-s", "no instance"]),
     ],
@@ -103,6 +109,11 @@ def test_each_time_has_a_flag() -> None:
              "idle": 8, "body-idle": 9, "write-idle": 10, "drain": 11}  # fmt: skip
     given = [text for name, value in times.items() for text in (f"--{name}-timeout-s", str(value))]
     assert load(*PD, *given).timeouts == Timeouts(*range(1, 12))
+
+
+def test_only_layerwise_needs_an_address_to_call() -> None:
+    for name in ("pull", "bootstrap"):
+        assert load(*SPLIT, EPD_PROXY_HANDSHAKE=name).handshake.name == name
 
 
 def test_the_secret_in_the_names_of_items(tmp_path: Path) -> None:

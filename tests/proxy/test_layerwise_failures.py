@@ -103,7 +103,7 @@ async def test_defect_18_without_another_prefill_it_is_a_503(fault: fake.Behavio
 
 
 async def test_blocks_are_released_when_prefill_is_back() -> None:
-    async with split_stack(health=Health(interval_s=0.1)) as stack:
+    async with split_stack(health=Health(interval_s=1)) as stack:
         await stack.prefills[0].stop()
         assert (await stack.post(chat())).status == 503
         await stack.until(lambda: not stack.pools["prefill"].ready)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from epd_proxy.errors import UnavailableError
 from epd_proxy.pool import DISCONNECTS_UNTIL_DOWN, Health, Lease, Pool
+from epd_proxy.staging import Balance
 
 
 def pool(size: int) -> Pool:
@@ -39,6 +40,27 @@ def test_defect_09_the_least_loaded_usable_endpoint_is_leased(size: int, steps: 
         lease.release()
         lease.release()
     assert [(e.active_cost, e.active_leases) for e in tested.endpoints] == [(0, 0)] * size
+
+
+@given(st.lists(st.tuples(st.integers(0, 100), st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=12))
+def test_open_breakers_are_avoided_and_drained_or_tried_ones_never_taken(
+    state: list[tuple[int, bool, bool, bool]],
+) -> None:
+    tested = Pool("decode", [f"http://d{i}:1" for i in range(len(state))], None, Balance(breaker_failures=1))
+    tried = []
+    for endpoint, (cost, fails, drains, was_tried) in zip(tested.endpoints, state, strict=True):
+        endpoint.load.add(0, cost)
+        endpoint.draining = drains
+        tried += [endpoint] * was_tried
+        if fails:
+            endpoint.breaker.note_failure()
+    allowed = [(fails, cost) for cost, fails, drains, was_tried in state if not drains and not was_tried]
+    if not allowed:
+        with pytest.raises(UnavailableError):
+            tested.lease(1, tried)
+        return
+    chosen = tested.lease(0, tried).endpoint
+    assert (not chosen.breaker.admits, chosen.active_cost) == min(allowed)
 
 
 def test_equals_take_turns_one_at_a_time() -> None:

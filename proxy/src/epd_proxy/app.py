@@ -13,7 +13,7 @@ from .admin import Admin
 from .config import ProxyConfig
 from .cors import Cors
 from .edge import TlsConfig
-from .flows import Flow, Forwarding, Stages, choose_flow
+from .flows import Flow, Forwarding, Stages, choose_flow, wants_metaserver
 from .guard import BackendKey, Guard
 from .handlers import Handlers
 from .health import Prober
@@ -55,12 +55,15 @@ def build_app(config: ProxyConfig, shared: Shared | None = None) -> web.Applicat
     loads = shared.loads if shared else None
     metrics = Metrics()
     # An encode stage may be empty: encoders can come later.
-    pools = {stage: Pool(stage, urls, loads) for stage, urls in ({"encode": ()} | config.topology.stages()).items()}
+    pools = {
+        stage: Pool(stage, urls, loads, config.balance)
+        for stage, urls in ({"encode": ()} | config.topology.stages()).items()
+    }
     store = Pool("store", config.items.store)
     known = KnownItems(config.items.known_ttl_s, store.endpoints)
     stages = Stages(pools, Upstream(config.timeouts, backend_context(config.tls)), config, metrics, known)
     metrics.watch_endpoints(lambda: [sample for pool in (*pools.values(), store) for sample in pool.samples()])
-    metaserver = Metaserver(config.metaserver.resolved()) if "decode" in pools else None
+    metaserver = Metaserver(config.metaserver.resolved()) if wants_metaserver(config, pools) else None
     flow = choose_flow(stages, metaserver)
     prober = Prober((*pools.values(), store), stages.upstream, config.health)
     membership = Membership(config, pools, prober.follow)

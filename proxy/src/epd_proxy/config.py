@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from .edge import AccessConfig, AdminConfig, TlsConfig
 from .errors import ConfigError
-from .staging import Items
+from .staging import AdmissionConfig, Balance, HandshakeConfig, Items
 
 MIB = 1024 * 1024
 _WORKERS_MAX = 64
@@ -194,6 +194,9 @@ class ProxyConfig:
     limits: Limits = field(default_factory=Limits)
     health: Health = field(default_factory=Health)
     items: Items = field(default_factory=Items)
+    balance: Balance = field(default_factory=Balance)
+    handshake: HandshakeConfig = field(default_factory=HandshakeConfig)
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     logging: Logging = field(default_factory=Logging)
     encode_fallback: str = "local"
     admin: AdminConfig = field(default_factory=AdminConfig)
@@ -203,10 +206,11 @@ class ProxyConfig:
 
     def __post_init__(self) -> None:
         parts = (self.listen, self.topology, self.timeouts, self.retry, self.limits, self.health, self.logging,
-                 self.admin, self.tls, self.access, self.items)  # fmt: skip
+                 self.admin, self.tls, self.access, self.items, self.balance,
+                 self.admission, self.handshake)  # fmt: skip
         found = [fault for part in parts for fault in part.faults()]
         found += [f"--store: {fault}" for url in self.items.store for fault in url_faults(url)]
-        if self.topology.decode:
+        if self.topology.decode and self.handshake.name == "layerwise":
             found += self.metaserver.faults(self.topology.decode)
         found += self._worker_faults()
         if self.encode_fallback not in ("local", "off"):

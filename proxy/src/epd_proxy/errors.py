@@ -13,6 +13,7 @@
     │   ├── MethodNotAllowedError              405
     │   ├── NotOfferedError                    501    instances may offer it, but not through a proxy
     │   └── ConflictError                      409    an operator's change that would leave a stage without instances
+    ├── BusyError                          429    too many requests at once
     ├── UnavailableError                       503    no usable endpoint, or draining
     │   └── PrefillFailedError                 503    a prefill that may have begun did not end well
     ├── RefusedByBackendError                  as the backend said (4xx, and 5xx after the last attempt)
@@ -125,6 +126,13 @@ class ConflictError(InvalidRequestError):
 
     status = 409
     kind = "Conflict"
+
+
+class BusyError(ProxyError):
+    """There are too many requests at once; trying again later will work."""
+
+    status = 429
+    kind = "TooManyRequests"
 
 
 class UnavailableError(ProxyError):

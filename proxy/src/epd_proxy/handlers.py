@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 from aiohttp import web
 
 from . import plan, protocol
+from .admission import Admission
 from .aside import run_aside
 from .bodies import Bodies
 from .config import ProxyConfig
@@ -49,6 +50,10 @@ class Handlers:
         self._metrics = metrics
         self._items_max = config.limits.media_items
         self._items = config.items
+        self._split_by = plan.Handshake(config.handshake.name)
+        self._balance = config.balance
+        self._admission = Admission(config.admission, lambda reason: metrics.refusals.labels(reason).inc())
+        metrics.watch_admission(lambda: self._admission.running, lambda: self._admission.queued)
         self._write_idle_s = config.timeouts.write_idle_s
         self.bodies = Bodies(config.limits, config.timeouts.body_idle_s)
         self._stages = stages  # live: instances come and go
@@ -82,6 +87,15 @@ class Handlers:
         return handle
 
     async def _infer(self, api: protocol.Api, request: web.Request, record: AccessRecord) -> web.StreamResponse:
+        await self._admission.enter()
+        try:
+            return await self._infer_admitted(api, request, record)
+        finally:
+            self._admission.leave()
+
+    async def _infer_admitted(
+        self, api: protocol.Api, request: web.Request, record: AccessRecord
+    ) -> web.StreamResponse:
         # The body is given up when the answer has begun: a stream may go on for long, and others need the memory.
         with self.bodies.share() as share:
             body = await self.bodies.read(request, share)
@@ -104,10 +118,15 @@ class Handlers:
             tenant=protocol.tenant_of(request.headers, self._items.tenant_headers),
         )  # fmt: skip
         record.model, record.stream, record.items = parsed.model, parsed.stream, len(parsed.items)
-        planned = plan.build(parsed, self._stages)
+        planned = plan.build(parsed, self._stages, self._split_by)
         record.handshake = planned.handshake.value
-        job = Job(parsed, planned, self.headers_of(request), record)
+        job = Job(parsed, planned, self.headers_of(request), record, self._affinity(request, parsed))
         return await self._flow.answer(job)
+
+    def _affinity(self, request: web.Request, parsed: protocol.InferenceRequest) -> str:
+        if self._balance.policy == "session":
+            return request.headers.get(self._balance.session_header, "")
+        return protocol.prefix_of(parsed) if self._balance.policy == "prefix" else ""
 
     def headers_of(self, request: web.Request) -> protocol.Headers:
         """Return the client's headers that go to every stage."""
@@ -203,6 +222,6 @@ def _error_response(error: ProxyError, record: AccessRecord) -> web.Response:
         headers["Content-Type"] = content_type
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if error.status == 503:
+    if error.status in (429, 503):
         headers["Retry-After"] = str(_RETRY_AFTER_S)
     return web.Response(status=error.status, body=body, headers=headers)

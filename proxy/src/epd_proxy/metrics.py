@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
@@ -43,6 +43,8 @@ class EndpointSample:
     up: bool
     leases: int
     cost: int
+    breaker: int
+    opened_total: int
 
 
 class Metrics:
@@ -88,6 +90,10 @@ class Metrics:
             "epd_proxy_stage_attempts", "Requests sent to a stage, by outcome", ["stage", "outcome"],
             registry=self.registry,
         ))  # fmt: skip
+        self.refusals = Counter(
+            "epd_proxy_admission_refusals", "Requests refused because of too many others: queue_full or queue_timeout",
+            ["reason"], registry=self.registry,
+        )  # fmt: skip
         self.broken_streams = Counter(
             "epd_proxy_broken_streams", "Streams that failed after their first byte", registry=self.registry
         )
@@ -103,6 +109,11 @@ class Metrics:
         self._shared_folder = os.environ.get(_FOLDER, "")
         self._collectors: list[Collector] = []
         self._watched: list[tuple[Gauge, Callable[[], int]]] = []
+
+    def watch_admission(self, running: Callable[[], int], queued: Callable[[], int]) -> None:
+        """Report how many requests are served and how many wait, read when a scrape asks for it."""
+        self._watch("epd_proxy_requests_running", "Requests that are served now", running)
+        self._watch("epd_proxy_requests_queued", "Requests that wait for their turn", queued)
 
     def watch_endpoints(self, read: Callable[[], Iterable[EndpointSample]]) -> None:
         """Report the endpoints' state, read when a scrape asks for it."""
@@ -149,14 +160,22 @@ class _EndpointCollector(Collector):
     def __init__(self, read: Callable[[], Iterable[EndpointSample]]) -> None:
         self._read = read
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         labels = ["stage", "endpoint"]
         up = GaugeMetricFamily("epd_proxy_endpoint_up", "1 when the endpoint takes requests", labels=labels)
         leases = GaugeMetricFamily("epd_proxy_leases_in_flight", "Requests now at the endpoint", labels=labels)
         cost = GaugeMetricFamily("epd_proxy_active_cost_tokens", "Estimated tokens now at the endpoint", labels=labels)
+        breaker = GaugeMetricFamily(
+            "epd_proxy_breaker_state",
+            "Circuit breaker: 0 closed, 1 half open (one request at a time), 2 open",
+            labels=labels,
+        )
+        opened = CounterMetricFamily("epd_proxy_breaker_opened", "How often the circuit breaker opened", labels=labels)
         for sample in self._read():
             key = [sample.stage, sample.endpoint]
             up.add_metric(key, float(sample.up))
             leases.add_metric(key, sample.leases)
             cost.add_metric(key, sample.cost)
-        return [up, leases, cost]
+            breaker.add_metric(key, sample.breaker)
+            opened.add_metric(key, sample.opened_total)
+        return [up, leases, cost, breaker, opened]

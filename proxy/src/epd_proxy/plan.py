@@ -12,6 +12,8 @@ class Handshake(Enum):
 
     COLOCATED = "colocated"
     LAYERWISE = "layerwise"
+    PULL = "pull"
+    BOOTSTRAP = "bootstrap"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,10 @@ class Plan:
     cost: int
 
 
-def build(request: InferenceRequest, stages: Collection[str]) -> Plan:
+def build(request: InferenceRequest, stages: Collection[str], split_by: Handshake = Handshake.LAYERWISE) -> Plan:
     """Plan the way through the stages there are, given by name: text skips encode, as all does without encoders.
+
+    ``split_by`` is how prefill and decode share what can be split, where they are apart.
 
     What cannot be split stays on one instance: a prefill instance is a complete engine.
     """
@@ -33,7 +37,7 @@ def build(request: InferenceRequest, stages: Collection[str]) -> Plan:
     split = "decode" in stages and why_not_split(request) is None
     return Plan(
         encode=request.items if "encode" in stages else (),
-        handshake=Handshake.LAYERWISE if split else Handshake.COLOCATED,
+        handshake=split_by if split else Handshake.COLOCATED,
         prompt_cost=prompt_cost,
         cost=prompt_cost + request.output_tokens,
     )

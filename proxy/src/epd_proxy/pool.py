@@ -3,10 +3,12 @@
 from collections.abc import Collection, Iterable
 from enum import Enum
 
-from . import policy
+from .breaker import Breaker
 from .errors import UnavailableError
 from .loads import Load, LoadRow
 from .metrics import EndpointSample
+from .policy import POLICIES
+from .staging import Balance
 
 # One broken connection may be bad luck; a refused one is not.
 DISCONNECTS_UNTIL_DOWN = 3
@@ -25,10 +27,11 @@ class Health(Enum):
 class Endpoint:
     """One instance: its URL, what it is doing now, and whether it lives."""
 
-    def __init__(self, stage: str, url: str, load: Load | None = None) -> None:
+    def __init__(self, stage: str, url: str, load: Load | None = None, breaker: Breaker | None = None) -> None:
         self.stage = stage
         self.url = url
         self.load = load or Load()
+        self.breaker = breaker or Breaker(0, 0)
         self.granted_total = 0
         self.health = Health.UNKNOWN
         self.outages = 0  # how often it went down: what it held then is gone
@@ -104,12 +107,13 @@ class Endpoint:
 class Lease:
     """A request's share of an endpoint, from choice to release. Releasing twice is harmless."""
 
-    __slots__ = ("_held", "cost", "endpoint")
+    __slots__ = ("_held", "_is_trial", "cost", "endpoint")
 
     def __init__(self, endpoint: Endpoint, cost: int) -> None:
         self.endpoint = endpoint
         self.cost = cost
         self._held = True
+        self._is_trial = endpoint.breaker.begin()
         endpoint.load.add(1, cost)
         endpoint.granted_total += 1
 
@@ -118,14 +122,20 @@ class Lease:
         if self._held:
             self._held = False
             self.endpoint.load.add(-1, -self.cost)
+            if self._is_trial:
+                self.endpoint.breaker.end()
 
 
 class Pool:
     """The endpoints of one stage."""
 
-    def __init__(self, stage: str, urls: Iterable[str], loads: LoadRow | None = None) -> None:
+    def __init__(
+        self, stage: str, urls: Iterable[str], loads: LoadRow | None = None, balance: Balance | None = None
+    ) -> None:
         self.stage = stage
         self._loads = loads
+        self._balance = balance or Balance()
+        self._policy = POLICIES[self._balance.policy]()
         self.endpoints = [self._open(url) for url in urls]
 
     def __repr__(self) -> str:
@@ -148,15 +158,17 @@ class Pool:
         """Forget ``endpoint``; leases on it stay good."""
         self.endpoints = [e for e in self.endpoints if e is not endpoint]
 
-    def lease(self, cost: int, tried: Collection[Endpoint] = ()) -> Lease:
-        """Lease the least loaded usable endpoint that was not tried yet.
+    def lease(self, cost: int, tried: Collection[Endpoint] = (), key: str = "") -> Lease:
+        """Lease the endpoint that the policy chooses of those that were not tried yet.
 
-        Raises :class:`UnavailableError` when there is none.
+        One whose breaker is open is taken where there is no other: it may be the requests that are at fault. Raises
+        :class:`UnavailableError` when there is none at all.
         """
-        chosen = policy.choose(e for e in self.endpoints if e.eligible and e not in tried)
-        if chosen is None:
+        candidates = [e for e in self.endpoints if e.eligible and e not in tried]
+        candidates = [e for e in candidates if e.breaker.admits] or candidates
+        if not candidates:
             raise self.unavailable()
-        return Lease(chosen, cost)
+        return Lease(self._policy.choose(candidates, cost, key), cost)
 
     def unavailable(self) -> UnavailableError:
         """Return the error that says no endpoint of this stage can be asked."""
@@ -179,9 +191,12 @@ class Pool:
     def samples(self) -> list[EndpointSample]:
         """Return the state of every endpoint for the metrics."""
         return [
-            EndpointSample(self.stage, e.url, e.health is Health.UP, e.active_leases, e.active_cost)
+            EndpointSample(self.stage, e.url, e.health is Health.UP, e.active_leases, e.active_cost,
+                           e.breaker.state, e.breaker.opened_total)
             for e in self.endpoints
-        ]
+        ]  # fmt: skip
 
     def _open(self, url: str) -> Endpoint:
-        return Endpoint(self.stage, url, self._loads.open(self.stage, url) if self._loads else None)
+        load = self._loads.open(self.stage, url) if self._loads else None
+        breaker = Breaker(self._balance.breaker_failures, self._balance.breaker_open_s)
+        return Endpoint(self.stage, url, load, breaker)

@@ -26,7 +26,7 @@ from .config import (
 from .edge import AccessConfig, AdminConfig, TlsConfig
 from .errors import ConfigError
 from .inventory import read_instances
-from .staging import Items, read_key
+from .staging import AdmissionConfig, Balance, HandshakeConfig, Items, read_key
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,26 @@ _SETTINGS = (
     _Setting("--metaserver-port", "METASERVER_PORT", MetaserverConfig.port, "port to bind for them", kind=int),
     _Setting("--metaserver-advertise-url", "METASERVER_ADVERTISE_URL", "",
              "http://host:port under which decode instances reach it; not needed when all of them are on this host"),
+    _Setting("--handshake", "HANDSHAKE", HandshakeConfig.name,
+             "how --prefill and --decode share a request: layerwise (MooncakeLayerwiseConnector), pull "
+             "(MooncakeConnectorV1, MooncakeHybridConnector, NixlConnector) or bootstrap (MooncakeConnector of vLLM)"),
+    _Setting("--bootstrap-port", "BOOTSTRAP_PORT", HandshakeConfig.bootstrap_port,
+             "of the prefill instances' bootstrap servers (only with --handshake bootstrap)", kind=int),
     _Setting("--encode-fallback", "ENCODE_FALLBACK", "local",
              "when no encode instance answers: local (the next stage encodes) or off (503)"),
+    _Setting("--max-requests", "MAX_REQUESTS", AdmissionConfig.running_max, "requests served at once", kind=int),
+    _Setting("--max-queued", "MAX_QUEUED", AdmissionConfig.queued_max,
+             "requests that wait for their turn beyond that, their bodies unread; the next one gets 429", kind=int),
+    _Setting("--queue-timeout-s", "QUEUE_TIMEOUT_S", AdmissionConfig.queue_s,
+             "for such a request to wait; then it gets 503", kind=float),
+    _Setting("--policy", "POLICY", Balance.policy,
+             "which instance gets a request: least_loaded; power_of_two (the less loaded of two drawn by lot, for many "
+             "proxies); prefix or session (those that begin the same, or of one session, meet at one instance)"),
+    _Setting("--session-header", "SESSION_HEADER", Balance.session_header, "header that names the session"),
+    _Setting("--breaker-failures", "BREAKER_FAILURES", Balance.breaker_failures,
+             "failures in a row after which an instance is spared; 0 is never", kind=int),
+    _Setting("--breaker-open-s", "BREAKER_OPEN_S", Balance.breaker_open_s,
+             "for which it is, before one request at a time may try it", kind=float),
     _Setting("--known-items-ttl-s", "KNOWN_ITEMS_TTL_S", Items.known_ttl_s,
              "for which an encoded item is taken to be in the store, and not encoded again; 0 is never", kind=float),
     _Setting("--store", "STORE_URLS", (), "what holds the embeddings (GET /health): when one goes down, all are gone",
@@ -163,6 +181,11 @@ def _build(values: Mapping[str, Any], topology: Topology, items: Items) -> Proxy
         limits=Limits(values["max_body_mib"] * MIB, values["max_media_items"], values["max_bodies_mib"] * MIB),
         health=Health(values["health_interval_s"], values["health_timeout_s"]),
         items=items,
+        balance=Balance(
+            values["policy"], values["session_header"], values["breaker_failures"], values["breaker_open_s"]
+        ),
+        handshake=HandshakeConfig(values["handshake"], values["bootstrap_port"]),
+        admission=AdmissionConfig(values["max_requests"], values["max_queued"], values["queue_timeout_s"]),
         logging=Logging(values["log_level"], values["log_format"]),
         encode_fallback=values["encode_fallback"],
         admin=AdminConfig(values["admin_host"], values["admin_port"], values["admin_keys_file"]),

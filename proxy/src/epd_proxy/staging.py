@@ -9,6 +9,7 @@ from .errors import ConfigError
 
 # Of letters and digits alone, more than anybody can try.
 _SECRET_MIN_BYTES = 24
+_POLICIES = ("least_loaded", "power_of_two", "prefix", "session")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,65 @@ class Items:
         if self.known_ttl_s >= 0:
             return []
         return [f"--known-items-ttl-s: expected 0 (off) or more seconds, found {self.known_ttl_s:g}"]
+
+
+@dataclass(frozen=True)
+class HandshakeConfig:
+    """How prefill and decode share a request, which has to be what their KV connector speaks.
+
+    ``bootstrap_port`` is where a prefill instance's bootstrap server listens (``VLLM_MOONCAKE_BOOTSTRAP_PORT``).
+    """
+
+    name: str = "layerwise"
+    bootstrap_port: int = 8998
+
+    def faults(self) -> list[str]:
+        """Return what is wrong, one sentence each."""
+        found = []
+        if self.name not in ("layerwise", "pull", "bootstrap"):
+            found.append(f"--handshake: expected layerwise, pull or bootstrap, found {self.name}")
+        if not 1 <= self.bootstrap_port <= 65535:
+            found.append(f"--bootstrap-port: expected 1 to 65535, found {self.bootstrap_port}")
+        return found
+
+
+@dataclass(frozen=True)
+class AdmissionConfig:
+    """How many requests run at once, how many more wait, and how long."""
+
+    running_max: int = 16_384
+    queued_max: int = 1_024
+    queue_s: float = 30.0
+
+    def faults(self) -> list[str]:
+        """Return what is wrong, one sentence each."""
+        found = [] if self.running_max >= 1 else [f"--max-requests: expected 1 or more, found {self.running_max}"]
+        if self.queued_max < 0:
+            found.append(f"--max-queued: expected 0 or more, found {self.queued_max}")
+        if not self.queue_s > 0:
+            found.append(f"--queue-timeout-s: expected more than 0 seconds, found {self.queue_s:g}")
+        return found
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How an instance is chosen, and when one that fails is left alone."""
+
+    policy: str = "least_loaded"
+    session_header: str = "x-session-id"
+    breaker_failures: int = 5
+    breaker_open_s: float = 5.0
+
+    def faults(self) -> list[str]:
+        """Return what is wrong, one sentence each."""
+        found = []
+        if self.policy not in _POLICIES:
+            found.append(f"--policy: expected {', '.join(_POLICIES[:-1])} or {_POLICIES[-1]}, found {self.policy}")
+        if self.breaker_failures < 0:
+            found.append(f"--breaker-failures: expected 0 (off) or more, found {self.breaker_failures}")
+        if not self.breaker_open_s > 0:
+            found.append(f"--breaker-open-s: expected more than 0 seconds, found {self.breaker_open_s:g}")
+        return found
 
 
 def read_key(path: str) -> bytes:

@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 
 _ANSWER_MAX_BYTES = 256 * 1024 * 1024
 # The instance is at fault or overloaded, not the request: another one may do better.
-_RETRIED_STATUSES = frozenset((408, 429, 500, 502, 503, 504))
+_OVERLOADED = frozenset((408, 429, 503))
+_FAULTS = frozenset((500, 502, 504))
+_RETRIED_STATUSES = _OVERLOADED | _FAULTS
 
 
 async def open_answer(
@@ -37,10 +39,11 @@ async def open_answer(
     cost: int,
     record: AccessRecord,
     *,
+    key: str = "",
     remote_media: bool = False,
     elsewhere: bool = False,
 ) -> Answer:
-    """Send ``call`` to the least loaded endpoint of ``pool``, and to others while that fails.
+    """Send ``call`` to the endpoint of ``pool`` that is chosen for ``key``, and to others while that fails.
 
     ``elsewhere``: what is asked for is at one endpoint only, so that a 404 makes the next one be asked, up to the last.
     Raises :class:`ProxyError` for the last failure; then nothing is left open.
@@ -53,7 +56,9 @@ async def open_answer(
         return is_worth_retrying(error) or (elsewhere and _is_missing(error))
 
     attempts_max = len(pool.endpoints) if elsewhere else None
-    return await try_endpoints(stages, pool, cost, record, open_at, retried=is_retried, attempts_max=attempts_max)
+    return await try_endpoints(
+        stages, pool, cost, record, open_at, key=key, retried=is_retried, attempts_max=attempts_max
+    )
 
 
 def is_worth_retrying(error: ProxyError) -> bool:
@@ -65,6 +70,13 @@ def is_worth_retrying(error: ProxyError) -> bool:
     return isinstance(error, BackendError) and not isinstance(error, BackendTimeoutError)
 
 
+def never_began(error: ProxyError) -> bool:
+    """Whether the instance's engine has not seen the request, so that its KV is where it was."""
+    if isinstance(error, RefusedByBackendError):
+        return error.status in _OVERLOADED
+    return isinstance(error, BackendConnectError)
+
+
 async def try_endpoints(
     stages: Stages,
     pool: Pool,
@@ -72,18 +84,19 @@ async def try_endpoints(
     record: AccessRecord,
     open_at: Callable[[Answer], Awaitable[None]],
     *,
+    key: str = "",
     tried: list[Endpoint] | None = None,
     retried: Callable[[ProxyError], bool] = is_worth_retrying,
     attempts_max: int | None = None,
 ) -> Answer:
-    """Lease the least loaded endpoint of ``pool`` that is not in ``tried`` and have ``open_at`` open its answer.
+    """Lease an endpoint of ``pool`` that is not in ``tried``, for ``key``, and have ``open_at`` open its answer.
 
     Goes on with the next one while what was raised is to be ``retried``; ``tried`` grows by each. Raises
     :class:`ProxyError` for the last failure; then no answer is left open.
     """
     tried = [] if tried is None else tried
     while True:
-        answer = Answer(pool.lease(cost, tried))
+        answer = Answer(pool.lease(cost, tried, key))
         tried.append(answer.lease.endpoint)
         _note_attempt(record, tried[-1])
         try:
@@ -111,7 +124,7 @@ def _is_missing(error: ProxyError) -> bool:
 def _note_attempt(record: AccessRecord, endpoint: Endpoint) -> None:
     if endpoint.stage == "encode":
         record.encode_endpoints.append(endpoint.url)
-    elif endpoint.stage == "prefill" and record.handshake == "layerwise":
+    elif endpoint.stage == "prefill" and record.handshake != "colocated":
         record.prefill_endpoints.append(endpoint.url)
     else:
         record.endpoint = endpoint.url
@@ -128,14 +141,27 @@ async def send_call(stages: Stages, answer: Answer, call: Call, *, remote_media:
         answer.response = await stages.upstream.send(endpoint.url, call)
         if not (answer.response.is_event_stream and answer.response.status < 300):
             answer.whole = await answer.response.read_all(_ANSWER_MAX_BYTES)
-    except (BackendDisconnectError, BackendConnectTimeoutError) as error:
-        endpoint.mark_disconnected(str(error))
-        raise
-    except BackendConnectError as error:
-        endpoint.mark_unreachable(str(error))
+        _check_status(answer, remote_media=remote_media)
+    except ProxyError as error:
+        _mark(endpoint, error)
         raise
     endpoint.mark_answered()
-    _check_status(answer, remote_media=remote_media)
+    endpoint.breaker.note_success()
+
+
+def _mark(endpoint: Endpoint, error: ProxyError) -> None:
+    """Note what a failure tells about the instance: whether it is there, and whether it does its work."""
+    if isinstance(error, BackendDisconnectError | BackendConnectTimeoutError):
+        endpoint.mark_disconnected(str(error))
+    elif isinstance(error, BackendConnectError):
+        endpoint.mark_unreachable(str(error))
+    elif not isinstance(error, BackendTimeoutError):
+        endpoint.mark_answered()
+    if isinstance(error, BackendError) or (isinstance(error, RefusedByBackendError) and error.status in _FAULTS):
+        if endpoint.breaker.note_failure():
+            log.warning("%s instance %s fails, and is spared for a while: %s", endpoint.stage, endpoint.url, error)
+    elif error.status not in _OVERLOADED:
+        endpoint.breaker.note_success()
 
 
 def _check_status(answer: Answer, *, remote_media: bool) -> None:

@@ -31,6 +31,7 @@ class ColocatedFlow:
             call,
             job.plan.cost,
             job.record,
+            key=job.affinity,
             remote_media=job.request.has_remote_media,
             elsewhere=job.request.names_stored,
         )

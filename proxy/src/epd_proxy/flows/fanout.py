@@ -86,7 +86,8 @@ class EncodeFanout:
             first_byte_s=self._stages.config.timeouts.encode_s,
             body=await run_aside(len(job.request.body), encode_body, job.request.api, job.request.document, item),
         )
-        answer = await open_answer(self._stages, self._pool, call, item.cost, job.record, remote_media=item.remote)
+        answer = await open_answer(self._stages, self._pool, call, item.cost, job.record, key=item.name,
+                                   remote_media=item.remote)  # fmt: skip
         self._stages.known.note(item.name, answer.lease.endpoint)
         answer.close()
 

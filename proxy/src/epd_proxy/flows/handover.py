@@ -8,27 +8,22 @@ from typing import Any
 
 from ..aside import run_aside
 from ..errors import (
-    BackendConnectError,
     BackendDisconnectError,
     BackendTimeoutError,
-    PrefillFailedError,
     ProxyError,
-    RefusedByBackendError,
-    UnavailableError,
 )
 from ..metaserver import Ticket
 from ..pool import Endpoint
 from ..protocol import prefill_body
 from ..relay import Answer
 from ..upstream import Call
-from .attempts import send_call, try_endpoints
+from .attempts import never_began, send_call, try_endpoints
 from .interface import Job, Stages
+from .split import told_of_prefill
 
 log = logging.getLogger(__name__)
 
 _BEAT_S = 0.25
-# Answers that an instance gives before its engine has seen the request.
-_TURNED_AWAY = frozenset((408, 429, 503))
 
 
 @dataclass(slots=True)
@@ -103,28 +98,12 @@ class Handover:
 
         try:
             answer = await try_endpoints(
-                self.stages, pool, self.job.plan.prompt_cost, record, open_at, tried=tried, retried=_never_began
-            )
+                self.stages, pool, self.job.plan.prompt_cost, record, open_at, key=self.job.affinity, tried=tried,
+                retried=never_began,
+            )  # fmt: skip
         except ProxyError as error:
             self.failed[:] = tried
-            raise _told(error) from error
+            raise told_of_prefill(error) from error
         answer.close()
         record.prefill_s = time.monotonic() - started
         self.stages.metrics.prefill_seconds.observe(record.prefill_s)
-
-
-def _never_began(error: ProxyError) -> bool:
-    if isinstance(error, RefusedByBackendError):
-        return error.status in _TURNED_AWAY
-    return isinstance(error, BackendConnectError)
-
-
-def _told(error: ProxyError) -> ProxyError:
-    """Return what a failed prefill means for the request: its own fault, a time-out, or worth another attempt."""
-    if isinstance(error, UnavailableError | BackendTimeoutError):
-        return error
-    if isinstance(error, RefusedByBackendError) and error.status in _TURNED_AWAY:
-        return UnavailableError(f"no prefill instance took the request: {error}")
-    if error.status < 500:
-        return error
-    return PrefillFailedError(f"prefill failed: {error}")

@@ -28,12 +28,16 @@ class Stages:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request on its way; ``headers`` are the client's that go to every stage, without a request id."""
+    """One request on its way; ``headers`` are the client's that go to every stage, without a request id.
+
+    ``affinity`` is what it has in common with those it does well to meet at an instance.
+    """
 
     request: InferenceRequest
     plan: Plan
     headers: Headers
     record: AccessRecord
+    affinity: str = ""
 
     def headers_for(self, request_id: str) -> Headers:
         """Return the headers of a stage's request."""

@@ -11,13 +11,14 @@ from ..pool import Endpoint
 from ..protocol import decode_body
 from ..relay import Answer
 from ..upstream import Call
-from .attempts import send_call, try_endpoints
+from .attempts import send_call
 from .background import Background
 from .colocated import ColocatedFlow
 from .fanout import EncodeFanout
 from .handover import Handover
 from .interface import Job, Stages
 from .releases import Abandoned, release
+from .split import open_on_decode
 
 _BEAT_S = 1.0
 # Prefill answers while the last layers are still queued. Seconds after its death is noticed until a decode instance
@@ -61,26 +62,12 @@ class LayerwiseFlow:
         await self._background.close()
 
     async def _decode(self, job: Job, encoding: asyncio.Task[None]) -> Answer:
-        """Try decode instances, and each again with a new id when it was prefill that failed."""
-        tried_decode: list[Endpoint] = []
         failed_prefill: list[Endpoint] = []
 
         async def open_at(answer: Answer) -> None:
             await self._attempt(job, answer, encoding, failed_prefill)
 
-        prefill = self._stages.pools["prefill"]
-        while True:
-            if not prefill.has_untried(failed_prefill):
-                raise prefill.unavailable()  # or decode would hold blocks for KV that cannot come
-            try:
-                return await try_endpoints(
-                    self._stages, self._stages.pools["decode"], job.plan.cost, job.record, open_at, tried=tried_decode
-                )
-            except PrefillFailedError:
-                tried_decode.pop()  # not its fault
-                left = self._stages.config.retry.max_attempts - len(failed_prefill)
-                if left < 1 or not prefill.has_untried(failed_prefill):
-                    raise
+        return await open_on_decode(self._stages, job, open_at, failed_prefill)
 
     async def _attempt(
         self, job: Job, answer: Answer, encoding: asyncio.Task[None], failed_prefill: list[Endpoint]

@@ -67,7 +67,12 @@ def _has_embedded_prompt(messages: object) -> bool:
 
 def decode_body(request: InferenceRequest, callback_url: str) -> bytes:
     """Return what decode receives: the client's body as it came, and where to call back."""
-    added = orjson.dumps({"do_remote_decode": False, "do_remote_prefill": True, "metaserver": callback_url})
+    return with_parameters(request, {"do_remote_decode": False, "do_remote_prefill": True, "metaserver": callback_url})
+
+
+def with_parameters(request: InferenceRequest, parameters: Mapping[str, Any]) -> bytes:
+    """Return the client's body as it came, and the parameters of its KV."""
+    added = orjson.dumps(parameters)
     # The client's own parameters were removed on arrival, so this is the only key of its name.
     start = request.body.rstrip()[:-1]
     return start + (b"," if request.document else b"") + b'"kv_transfer_params":' + added + b"}"
