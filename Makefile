@@ -70,15 +70,16 @@ plan: ## show and write which instance gets which cards and ports (TOPOLOGY=2e4p
 describe: ## print this machine as an inventory, the input of plan
 	@$(EPD) describe
 
-test: lint unit test-connector smoke ## everything: lint, unit tests, connector tests in the image, live tests
+test: lint unit test-connector check-ascend-image smoke ## everything: lint, unit tests, tests in and of the images, live tests
 
-lint: venv ## ruff, mypy, import-linter, shellcheck, checks of the workflows
+lint: venv ## ruff, mypy, import-linter, shellcheck, hadolint, checks of the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(SOURCES) $(BIN)/mypy -p epd -p epd_proxy -p epd_connector -p epd_serve
 	$(SOURCES) $(BIN)/lint-imports --config proxy/pyproject.toml
 	$(SOURCES) $(BIN)/lint-imports --config connector/pyproject.toml
-	$(BIN)/shellcheck .ci/run scripts/*.sh
+	$(BIN)/shellcheck --exclude=SC1091 .ci/run scripts/*.sh docker/*/*.sh tests/images/stand_in/*.sh
+	$(BIN)/hadolint --config docker/hadolint.yaml docker/*/Dockerfile tests/images/stand_in/Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/zizmor --offline --quiet .github/workflows
 
@@ -87,6 +88,9 @@ unit: venv ## unit tests that need neither vLLM nor a running stack
 
 test-connector: ## connector tests, inside the image that serves
 	@$(EPD) test-connector $(PYTEST_ARGS)
+
+check-ascend-image: venv ## build the Ascend image on a stand-in for CANN's: all that runs without CANN
+	@$(EPD) check-ascend-image $(PYTEST_ARGS)
 
 smoke: venv ## live tests: real containers, real requests
 	@$(EPD) smoke $(PYTEST_ARGS)

@@ -16,6 +16,13 @@ lock docker/cpu/requirements.lock docker/cpu/requirements.in proxy/pyproject.tom
     --exclude-newer 2026-06-12 --exclude-newer-package mooncake-transfer-engine-non-cuda=2026-09-01
 lock docker/cpu/wheels.lock docker/cpu/wheels.in --no-deps
 lock docker/cpu/test.lock docker/cpu/test.in --constraint docker/cpu/requirements.lock
+# torch-npu and Mooncake's NPU build are of the releases that vllm-ascend 0.23.0 was made with. triton, which torch asks
+# for on x86, would take the place of triton-ascend.
+lock docker/ascend/requirements.lock docker/ascend/requirements.in connector/pyproject.toml \
+    --exclude-newer 2026-06-12 --exclude-newer-package torch-npu=2026-08-01 \
+    --exclude-newer-package mooncake-transfer-engine-npu=2026-09-01 --no-emit-package triton
+lock docker/ascend/vllm.lock docker/ascend/vllm.in --no-deps
+lock docker/store/requirements.lock docker/store/requirements.in
 lock docker/build.lock docker/build.in
 lock proxy/requirements.lock proxy/pyproject.toml
 lock tests/requirements.lock tests/requirements.in proxy/pyproject.toml connector/pyproject.toml --all-extras

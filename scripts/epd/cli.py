@@ -80,13 +80,11 @@ def write_dotenv(it: Context, planned: planning.Planned, tags: dict[str, str]) -
     """Write the plan's files and `.env`, and return the stack they describe."""
     for path in planning.write(ROOT, planned):
         print(f"{path.relative_to(ROOT)}: written", flush=True)
-    serving, proxy = images.served(planned.host.hardware)
     entries = settings.entries(
         it.settings,
         compose_file=":".join(planned.compose_files),
         planned=planned.variables,
-        image=tags[serving],
-        proxy_image=tags[proxy],
+        images=images.variables(tags),
     )
     settings.check_set_once(it.settings, entries, os.environ)
     path = ROOT / ".env"
@@ -208,6 +206,16 @@ def require_readable_checkout(root: Path = ROOT) -> None:
         )
 
 
+def check_ascend_image(it: Context, words: list[str]) -> int:
+    """Build the Ascend image on a stand-in for CANN's."""
+    prepare_engine(it)
+    base = base_image.obtain(it.settings, it.versions["DEBIAN_SUITE"], it.distribution, root=it.root_user)
+    environment = images.bake_environment(it.settings, it.versions, base=base, inputs="check")
+    environment["CHECK_BASE_IMAGE"] = base
+    pytest = str(venv.program(ROOT, "pytest"))
+    return command.attach(pytest, "tests/images", *words, env=environment, fix="remove .venv, then `make venv`")
+
+
 def make_venv(it: Context, _: list[str]) -> int:
     """Make the virtual environment of the tests, unless it is up to date."""
     venv.provide(ROOT, it.distribution, root_user=it.root_user, no_install=it.settings.no_install)
@@ -230,5 +238,6 @@ COMMANDS: dict[str, tuple[Callable[[Context, list[str]], int], str]] = {
     "status": (status, "show how the stack is"),
     "smoke": (smoke, "live tests in containers"),
     "test-connector": (test_connector, "the connector's tests, in the image"),
+    "check-ascend-image": (check_ascend_image, "build the Ascend image on a stand-in for CANN's"),
     "venv": (make_venv, "make the virtual environment of the tests"),
 }

@@ -29,9 +29,21 @@ _FAILURE_TAIL_LINES = 40
 _SHOW_EVERY_S = 0.5
 
 
-def served(profile: str) -> tuple[str, str]:
-    """Return the bake targets that a stack on a hardware profile runs: that of the serving roles, and the proxy."""
-    return profile, "proxy"
+_VARIABLES = {"proxy": "EPD_PROXY_IMAGE", "store": "EPD_STORE_IMAGE"}
+"""What tells Compose the image of a bake target; EPD_IMAGE that of the serving roles."""
+
+
+def served(profile: str) -> tuple[str, ...]:
+    """Return the bake targets that a stack on a hardware profile runs: that of the serving roles, and those beside it.
+
+    The image for NPUs cannot be the embeddings' pool: its Mooncake wants CANN and a driver.
+    """
+    return SERVED if profile == "cpu" else (profile, "proxy", "store")
+
+
+def variables(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that tell Compose these images, given by bake target."""
+    return {_VARIABLES.get(target, "EPD_IMAGE"): tag for target, tag in tags.items()}
 
 
 def inputs_hash(settings: Settings) -> str:
@@ -46,7 +58,8 @@ def inputs_hash(settings: Settings) -> str:
         digest.update(f"{path.relative_to(settings.root)}\0".encode() + executable + content)
     torch_index = urlsplit(settings.torch_index_url)
     index = torch_index._replace(netloc=torch_index.netloc.rpartition("@")[2]).geturl()
-    digest.update(f"{settings.base_image}\0{index}".encode())
+    told = (settings.base_image, index, settings.ascend_registry, settings.ascend_serving)
+    digest.update("\0".join(told).encode())
     return digest.hexdigest()[:32]
 
 
@@ -80,6 +93,10 @@ def bake_environment(settings: Settings, versions: Mapping[str, str], *, base: s
         "BASE_IMAGE": base,
         "PIP_INDEX_URL": settings.pip_index_url,
         "TORCH_INDEX_URL": settings.torch_index_url,
+        "ASCEND_INDEX_URL": settings.ascend_index_url,
+        "EPD_OS_MIRROR_URL": settings.os_mirror_url,
+        "EPD_ASCEND_REGISTRY": settings.ascend_registry,
+        "EPD_ASCEND_SERVING": settings.ascend_serving,
     }
     return {name: value for name, value in values.items() if value or name == "REGISTRY"}
 

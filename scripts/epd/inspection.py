@@ -49,8 +49,7 @@ def plan(it: Context, _: list[str]) -> int:
     written = planning.write_all(ROOT, made)
     names = preflight.image_names(it.settings, it.versions, made.head.hardware)
     if names:
-        image, proxy_image = names["EPD_IMAGE"], names["EPD_PROXY_IMAGE"]
-        written += planning.write_environments(it.settings, made, image=image, proxy_image=proxy_image)
+        written += planning.write_environments(it.settings, made, names)
     for path in written:
         print(f"  {path.relative_to(ROOT)}: written")
     for host in made.hosts if names else ():

@@ -115,7 +115,7 @@ def write_all(root: Path, plan: Plan) -> list[Path]:
     return written
 
 
-def write_environments(settings: Settings, plan: Plan, *, image: str, proxy_image: str) -> list[Path]:
+def write_environments(settings: Settings, plan: Plan, images: Mapping[str, str]) -> list[Path]:
     """Write what Compose is told on each host, next to its Compose file; lines of a person's own in there stay."""
     written = []
     for host in plan.hosts:
@@ -125,8 +125,7 @@ def write_environments(settings: Settings, plan: Plan, *, image: str, proxy_imag
             settings,
             compose_file=":".join(f"{folder}/{name}.yaml" for name in names),
             planned=compose.variables(plan),
-            image=image,
-            proxy_image=proxy_image,
+            images=images,
         )
         path = settings.root / folder / ".env"
         dotenv.write(path, entries)

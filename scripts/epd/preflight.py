@@ -108,9 +108,8 @@ def _copy(settings: Settings, planned: Planned, folder: Path) -> list[str]:
 
 def image_names(settings: Settings, versions: Mapping[str, str], hardware: str) -> dict[str, str]:
     """Return the images that a start would use; none where buildx cannot tell, then Compose's defaults count."""
-    serving, proxy = images.served(hardware)
+    targets = images.served(hardware)
     try:
-        tags = images.tags(settings.root, (serving, proxy), images.bake_variables(settings, versions))
+        return images.variables(images.tags(settings.root, targets, images.bake_variables(settings, versions)))
     except StepError:
         return {}
-    return {"EPD_IMAGE": tags[serving], "EPD_PROXY_IMAGE": tags[proxy]}

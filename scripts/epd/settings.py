@@ -24,12 +24,14 @@ _PASSED_ON = re.compile(r"^\s+([A-Z][A-Z0-9_]*):\s*$", re.MULTILINE)
 _SECRETS = frozenset({"HF_TOKEN"})
 """Never written to `.env`; the user may."""
 _PLANNED_FILE = re.compile(r"^deploy/([^/]+)/[^/]+/compose\.yaml$")
-IMAGE_VARIABLES = frozenset({"REGISTRY", "EPD_PULL", "EPD_BASE_IMAGE", "TORCH_INDEX_URL"})
+IMAGE_VARIABLES = frozenset(
+    {"REGISTRY", "EPD_PULL", "EPD_BASE_IMAGE", "TORCH_INDEX_URL", "EPD_ASCEND_REGISTRY", "EPD_ASCEND_SERVING"}
+)
 """What the images depend on: kept in `.env`, or the next `make up` would build others."""
 _MAKE_VARIABLES = frozenset(
     {
         "EPD_NO_INSTALL", "EPD_DEBIAN_MIRROR", "EPD_UP_TIMEOUT_S", "EPD_BUILD_TIMEOUT_S", "EPD_REGISTRY_TIMEOUT_S",
-        "EPD_HARDWARE", "EPD_TOPOLOGY", "EPD_PLANNED",
+        "EPD_HARDWARE", "EPD_TOPOLOGY", "EPD_PLANNED", "EPD_OS_MIRROR_URL",
     }
 )  # fmt: skip
 """Further names that mean something, to `make` or to compose.yaml."""
@@ -41,6 +43,11 @@ PLAN_VARIABLES = frozenset(
     }
 )  # fmt: skip
 """What the plan is told beyond what the compose files read; docs/configuration.md explains each."""
+_IMAGES = {
+    "EPD_IMAGE": "image of every serving role",
+    "EPD_PROXY_IMAGE": "image of the proxy",
+    "EPD_STORE_IMAGE": "image of the embeddings' pool",
+}
 _PROJECT = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 
 
@@ -86,6 +93,14 @@ class Settings:
     """Package index for the image build; empty for the usual one."""
     torch_index_url: str
     """PyTorch's CPU index for the image build; empty for the usual one."""
+    ascend_index_url: str
+    """Huawei's package index, for the Ascend image that is built on CANN's."""
+    os_mirror_url: str
+    """Mirror of the distribution's archive, for the same."""
+    ascend_registry: str
+    """Where the base images `cann` and `vllm-ascend` are pulled from; empty for their makers' registry."""
+    ascend_serving: str
+    """What the Ascend image is built on: `vendor`, `cann`, or empty for the bake file's choice."""
     ca_bundle: str
     """File of CA certificates for the image build; empty for the machine's own."""
 
@@ -135,12 +150,16 @@ def load(root: Path, environ: Mapping[str, str]) -> Settings:
         bundle=environ.get("BUNDLE", "").strip(),
         pip_index_url=setting("PIP_INDEX_URL"),
         torch_index_url=setting("TORCH_INDEX_URL"),
+        ascend_index_url=setting("ASCEND_INDEX_URL"),
+        os_mirror_url=setting("EPD_OS_MIRROR_URL"),
+        ascend_registry=setting("EPD_ASCEND_REGISTRY").rstrip("/"),
+        ascend_serving=values.choice("EPD_ASCEND_SERVING", setting("EPD_ASCEND_SERVING"), ("vendor", "cann")),
         ca_bundle=setting("SSL_CERT_FILE"),
     )
 
 
 def entries(
-    settings: Settings, *, compose_file: str, planned: Mapping[str, str], image: str, proxy_image: str
+    settings: Settings, *, compose_file: str, planned: Mapping[str, str], images: Mapping[str, str]
 ) -> list[dotenv.Entry]:
     """Return the block of `.env`: what the files in `compose/` are told; `planned` holds the plan's variables."""
     hardware = planned["EPD_HARDWARE"]
@@ -148,8 +167,7 @@ def entries(
         dotenv.Entry("COMPOSE_PROJECT_NAME", settings.project, "Compose project: the prefix of the containers' names"),
         dotenv.Entry("COMPOSE_FILE", compose_file, "topology; `make deploy-1e1pd` and `make deploy-1e1p1d` choose"),
         dotenv.Entry("EPD_HARDWARE", hardware, "hardware profile, found by looking for NPUs"),
-        dotenv.Entry("EPD_IMAGE", image, "image of every serving role"),
-        dotenv.Entry("EPD_PROXY_IMAGE", proxy_image, "image of the proxy"),
+        *(dotenv.Entry(name, image, _IMAGES[name]) for name, image in images.items()),
         dotenv.Entry("EPD_PROXY_PORT", str(settings.proxy_port), "TCP port of this machine that the proxy answers on"),
     ]
     block += [dotenv.Entry(name, planned[name], "what was planned") for name in planned if name != "EPD_HARDWARE"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from epd.errors import StepError
 
@@ -76,6 +76,22 @@ def flag(name: str, value: str) -> bool:
     if value.lower() in ("1", "yes", "true"):
         return True
     raise StepError(f"{name} is not usable", expected="1 or 0", found=f"{name}={value}", fix=f"{name}=1 make up")
+
+
+def choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """Return one of the choices, or empty.
+
+    Raises:
+        StepError: it is neither.
+    """
+    if value and value not in choices:
+        raise StepError(
+            f"{name} is not usable",
+            expected=f"one of: {', '.join(choices)}",
+            found=f"{name}={value}",
+            fix=f"correct it, e.g. {name}={choices[0]}, or leave it out",
+        )
+    return value
 
 
 def number(name: str, value: str, low: float, high: float) -> float:

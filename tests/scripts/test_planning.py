@@ -143,7 +143,7 @@ def test_each_host_of_an_inventory_gets_what_compose_has_to_be_told_there(root, 
     plan = planning.for_inventory(loaded)
     planning.write_all(root, plan)
     (root / "deploy" / "1e9pd" / "node-b" / ".env").write_text("EPD_PROXY_BIND=10.0.0.8\n")
-    paths = planning.write_environments(loaded, plan, image="r/a2:1", proxy_image="r/proxy:1")
+    paths = planning.write_environments(loaded, plan, {"EPD_IMAGE": "r/a2:1", "EPD_PROXY_IMAGE": "r/proxy:1"})
     assert {path.parent.name for path in paths} == {"node-b", here.name}
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("EPD_", "COMPOSE_"))}
     for path in paths:

@@ -29,7 +29,10 @@ def written(root, planned=None, **environ):
     found = settings.load(root, environ)
     file = f"compose/{found.topology}.yaml"
     entries = settings.entries(
-        found, compose_file=file, planned=planned or {"EPD_HARDWARE": "cpu"}, image="i:1", proxy_image="p:1"
+        found,
+        compose_file=file,
+        planned=planned or {"EPD_HARDWARE": "cpu"},
+        images={"EPD_IMAGE": "i:1", "EPD_PROXY_IMAGE": "p:1"},
     )
     settings.check_set_once(found, entries, environ)
     dotenv.write(root / ".env", entries)

@@ -1,0 +1,85 @@
+"""The bake file, as buildx reads it: which images there are, and what each is built from."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+VERSIONS = dict(
+    line.split("=", 1)
+    for line in (ROOT / "docker" / "versions.env").read_text().splitlines()
+    if line and not line.startswith("#")
+)
+ASCEND = ["a2", "a2-openeuler", "a3", "a3-openeuler", "a5", "a5-openeuler"]
+CANN, VLLM_ASCEND, EPD = VERSIONS["CANN_VERSION"], VERSIONS["VLLM_ASCEND_VERSION"], VERSIONS["EPD_VERSION"]
+
+
+def bake(*targets, **environ):
+    done = subprocess.run(
+        ["docker", "buildx", "bake", "-f", "docker/docker-bake.hcl", "--print", *targets],
+        cwd=ROOT, env={"PATH": os.environ["PATH"], **VERSIONS, **environ}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["target"]
+
+
+def test_a_release_is_every_image_for_both_architectures_with_sbom_and_provenance():
+    found = bake("release", RELEASE="1", REGISTRY="r.example/team/")
+    assert sorted(found) == [*ASCEND, "cpu", "proxy", "store"]
+    for name, target in found.items():
+        assert target["platforms"] == ["linux/amd64", "linux/arm64"], name
+        assert target["attest"] == ["type=sbom", "type=provenance,mode=max"], name
+        assert target["tags"][0].startswith("r.example/team/ascend-epd-"), name
+    assert len({target["tags"][0] for target in found.values()}) == len(found)
+
+
+def test_without_a_release_an_image_is_for_this_machine_and_the_engine_can_load_it():
+    """The image store of Docker's engine takes neither several platforms nor attestations."""
+    for target in bake("cpu", "proxy", "store", "ascend").values():
+        assert not target.get("platforms")
+        assert not target.get("attest")
+
+
+@pytest.mark.parametrize(
+    ("target", "base", "tag"),
+    [
+        ("a2", f"quay.io/ascend/vllm-ascend:v{VLLM_ASCEND}", f"ascend-epd-a2:{EPD}"),
+        ("a3-openeuler", f"quay.io/ascend/vllm-ascend:v{VLLM_ASCEND}-a3-openeuler", f"ascend-epd-a3:{EPD}-openeuler"),
+        ("a5", f"quay.io/ascend/vllm-ascend:v{VLLM_ASCEND}-a5", f"ascend-epd-a5:{EPD}"),
+    ],
+)
+def test_the_vendor_s_image_is_what_an_ascend_image_is_built_on(target, base, tag):
+    found = bake(target)[target]
+    assert (found["args"]["SERVING"], found["args"]["SERVING_IMAGE"], found["tags"]) == ("vendor", base, [tag])
+
+
+@pytest.mark.parametrize(
+    ("target", "base", "chip"),
+    [
+        ("a2-openeuler", f"{CANN}-910b-openeuler24.03-py3.12", "ascend910b1"),
+        ("a3", f"{CANN}-a3-ubuntu22.04-py3.12", "ascend910_9391"),
+        ("a5", f"{CANN}-950-ubuntu22.04-py3.12", "ascend950dt_9582"),
+    ],
+)
+def test_or_cann_s_from_a_mirror_and_kernels_for_the_chip(target, base, chip):
+    args = bake(target, EPD_ASCEND_SERVING="cann", EPD_ASCEND_REGISTRY="mirror.example/ascend")[target]["args"]
+    assert (args["SERVING"], args["SERVING_IMAGE"]) == ("cann", f"mirror.example/ascend/cann:{base}")
+    assert (args["SOC_VERSION"], args["EPD_HARDWARE"]) == (chip, target[:2])
+
+
+def test_addresses_that_may_hold_a_password_are_secrets_and_no_arguments():
+    secret = "https://me:secret@index.example"
+    names = ("PIP_INDEX_URL", "TORCH_INDEX_URL", "ASCEND_INDEX_URL", "EPD_OS_MIRROR_URL")
+    found = bake("a2", **dict.fromkeys(names, secret))["a2"]
+    assert secret not in json.dumps(found)
+    assert {line.rpartition("env=")[2] for line in found["secret"]} >= set(names)
+
+
+def test_every_argument_that_a_target_is_given_is_one_that_its_dockerfile_takes():
+    for name, target in bake("release", "cpu-test").items():
+        text = (ROOT / target["dockerfile"]).read_text()
+        taken = {word for line in text.splitlines() if line.startswith("ARG ") for word in line.split()[1:]}
+        assert set(target["args"]) <= {word.partition("=")[0] for word in taken}, name
