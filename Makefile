@@ -67,6 +67,9 @@ doctor: ## check this machine for the stack that would start; changes nothing (A
 plan: ## show and write which instance gets which cards and ports (TOPOLOGY=2e4p4d EPD_HOSTS=hosts.json)
 	@$(EPD) plan
 
+kubernetes: ## write the stack as Kubernetes objects (TOPOLOGY=2e4p4d EPD_HARDWARE=a2 MODEL=…)
+	@$(EPD) kubernetes
+
 describe: ## print this machine as an inventory, the input of plan
 	@$(EPD) describe
 

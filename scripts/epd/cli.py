@@ -13,6 +13,7 @@ from pathlib import Path
 from epd import (
     banner,
     base_image,
+    clustering,
     command,
     container_user,
     delivery,
@@ -228,6 +229,7 @@ COMMANDS: dict[str, tuple[Callable[[Context, list[str]], int], str]] = {
     "clean": (clean, "remove everything that up made"),
     "doctor": (inspection.doctor, "check this machine, change nothing"),
     "plan": (inspection.plan, "show which instance gets which cards and ports, and write the files"),
+    "kubernetes": (clustering.write, "write the stack as Kubernetes objects"),
     "describe": (inspection.describe, "print this machine as an inventory for plan"),
     "build": (build, "build the images"),
     "push": (delivery.push, "build, push to a registry, write images.lock"),

@@ -74,13 +74,24 @@ def make(settings: Settings, hardware: str, machine: Machine) -> Planned:
     return Planned(plan, here, _compose_files(settings, here), compose.variables(plan))
 
 
-def _plan(settings: Settings, inventory: list[Host]) -> Plan:
-    values, hardware = settings.planning, inventory[0].hardware
+def wanted(settings: Settings, hardware: str) -> tuple[topology.Topology, Limits]:
+    """Return the topology that is asked for, and what its instances are told of requests.
+
+    Raises:
+        StepError: a setting is not usable.
+    """
+    values = settings.planning
     expert_parallel = values.get("EPD_EXPERT_PARALLEL", "0") not in ("", "0")
     asked = topology.parse(settings.topology, topology.read_parallel(values), expert_parallel=expert_parallel)
     limits = _limits(values, _CPU_DEFAULTS if hardware == "cpu" else _NPU_DEFAULTS)
     store_limit = values.get("EPD_STORE_MEMORY_LIMIT") or (_STORE_MEMORY_LIMIT if hardware == "cpu" else "0")
     check_store(limits.store_size_mb, store_limit)
+    return asked, limits
+
+
+def _plan(settings: Settings, inventory: list[Host]) -> Plan:
+    values, hardware = settings.planning, inventory[0].hardware
+    asked, limits = wanted(settings, hardware)
     return placing.make(asked, inventory, _model(values, hardware), limits)
 
 
@@ -184,19 +195,26 @@ def _overlays(settings: Settings) -> list[str]:
     return overlays
 
 
-def _model(values: Mapping[str, str], hardware: str) -> model.ModelSize | None:
-    """Return the model's sizes where its files are on this machine and memory matters."""
-    if hardware == "cpu":
-        return None
-    if not values.get("EPD_MODEL"):
+def check_model(values: Mapping[str, str], hardware: str) -> None:
+    """Check that there is a model to serve.
+
+    Raises:
+        StepError: there is none, on NPUs.
+    """
+    if hardware != "cpu" and not values.get("EPD_MODEL"):
         raise StepError(
             "no model to serve on NPUs",
             expected="MODEL=<folder of a model>; the tiny model is for the CPU profile",
             found="none",
             fix="make fetch-model MODEL=Qwen/Qwen2.5-VL-7B-Instruct, then name its folder: MODEL=<folder>",
         )
+
+
+def _model(values: Mapping[str, str], hardware: str) -> model.ModelSize | None:
+    """Return the model's sizes where its files are on this machine and memory matters."""
+    check_model(values, hardware)
     folder = values.get("EPD_MODELS", "")
-    if not folder or values.get("EPD_SKIP_MEMORY_CHECK", "0") not in ("", "0"):
+    if hardware == "cpu" or not folder or values.get("EPD_SKIP_MEMORY_CHECK", "0") not in ("", "0"):
         return None
     return model.read_folder(Path(folder))
 

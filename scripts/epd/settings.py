@@ -38,7 +38,7 @@ _MAKE_VARIABLES = frozenset(
 PLAN_VARIABLES = frozenset(
     {
         "EPD_HOSTS", "EPD_HOST", "EPD_HOST_ADDRESS", "EPD_INTERFACE", "EPD_CARDS", "EPD_OVERLAYS",
-        "EPD_EXPERT_PARALLEL", "EPD_SKIP_MEMORY_CHECK",
+        "EPD_EXPERT_PARALLEL", "EPD_SKIP_MEMORY_CHECK", "EPD_NPU_RESOURCE",
         *(topology.variable(role, size) for role in topology.ROLES for size in ("TP", "DP")),
     }
 )  # fmt: skip

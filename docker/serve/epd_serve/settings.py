@@ -84,22 +84,26 @@ def read_settings(role: str, environ: Mapping[str, str]) -> Settings:
     read = Reader(environ)
     if role not in ROLES:
         read.faults.append(f"role {role!r}: expected one of {', '.join(ROLES)}")
+    parallel = _parallel(read, "EPD")
+    # Several instances of a role may meet on one address: each adds its number to the role's ports.
+    index = read.number("EPD_INSTANCE_INDEX", 0, 0, 99)
     model = read.text("EPD_MODEL", "/opt/ascend-epd/tiny-model")
     settings = Settings(
         hardware=read.choice("EPD_HARDWARE", "cpu", tuple(HARDWARE)),
         model=model,
         served_model_name=read.text("EPD_SERVED_MODEL_NAME", model.rstrip("/").rsplit("/", 1)[-1]),
         bind_host=read.text("EPD_BIND_HOST", "0.0.0.0"),
-        port=read.number("EPD_PORT", 8000, 1, 65535),
+        port=read.number("EPD_PORT", 8000, 1, 65535) + index,
         advertise_host=read.peer_host("EPD_ADVERTISE_HOST", role),
         ec_store=read.choice("EPD_EC_STORE", "mooncake", ("mooncake", "shared_dir")),
         ec_shared_dir=read.text("EPD_EC_SHARED_DIR", "/ec"),
         mooncake_host=read.peer_host("EPD_MOONCAKE_HOST", "mooncake-master"),
         mooncake_ports=_mooncake_ports(read),
         store_size_mb=read.number("EPD_STORE_SIZE_MB", 512, 16, 16_777_216),
-        ec_metrics_port=read.number("EPD_EC_METRICS_PORT", 9400, 1, 65535),
-        kv_port=read.number("EPD_KV_PORT", 36000, 1024, 65000),
-        parallel=_parallel(read, "EPD"),
+        ec_metrics_port=read.number("EPD_EC_METRICS_PORT", 9400, 1, 65535) + index,
+        # The KV connector takes a port for each card.
+        kv_port=read.number("EPD_KV_PORT", 36000, 1024, 65000) + index * parallel.tensor * parallel.data,
+        parallel=parallel,
         peer_parallel=_parallel(read, "EPD_PEER"),
         expert_parallel=read.flag("EPD_EXPERT_PARALLEL"),
         interface=read.text("EPD_INTERFACE"),
