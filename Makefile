@@ -67,6 +67,9 @@ doctor: ## check this machine for the stack that would start; changes nothing (A
 plan: ## show and write which instance gets which cards and ports (TOPOLOGY=2e4p4d EPD_HOSTS=hosts.json)
 	@$(EPD) plan
 
+fetch-model: ## fetch a model from a hub; goes on where it broke off (MODEL_RECIPE=qwen3-vl-8b, or MODEL=<owner>/<name>; HUB=modelscope)
+	@$(EPD) fetch-model
+
 kubernetes: ## write the stack as Kubernetes objects (TOPOLOGY=2e4p4d EPD_HARDWARE=a2 MODEL=…)
 	@$(EPD) kubernetes
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from epd import dotenv, served_model, values
+from epd import dotenv, recipes, served_model, values
 from epd.errors import StepError
 from epd.plan import topology
 
@@ -31,7 +31,7 @@ IMAGE_VARIABLES = frozenset(
 _MAKE_VARIABLES = frozenset(
     {
         "EPD_NO_INSTALL", "EPD_DEBIAN_MIRROR", "EPD_UP_TIMEOUT_S", "EPD_BUILD_TIMEOUT_S", "EPD_REGISTRY_TIMEOUT_S",
-        "EPD_HARDWARE", "EPD_TOPOLOGY", "EPD_PLANNED", "EPD_OS_MIRROR_URL",
+        "EPD_HARDWARE", "EPD_TOPOLOGY", "EPD_PLANNED", "EPD_OS_MIRROR_URL", "EPD_MODEL_FILES",
     }
 )  # fmt: skip
 """Further names that mean something, to `make` or to compose.yaml."""
@@ -117,6 +117,7 @@ def load(root: Path, environ: Mapping[str, str]) -> Settings:
         StepError: a value is not usable.
     """
     file = dotenv.read(root / ".env")
+    environ = recipes.expand(root, environ, file.own)
 
     def setting(name: str, default: str = "") -> str:
         if name in environ:
