@@ -121,7 +121,8 @@ def _pool(cluster: Cluster) -> list[dict[str, Any]]:
     objects: list[dict[str, Any]] = []
     for role in ("mooncake-master", "mooncake-store"):
         own_mib = cluster.limits.store_size_mb if role == "mooncake-store" else 0
-        spec = pods.pool(role, image=image, size_mb=own_mib, memory_mib=own_mib + 2048 if own_mib else 1024)
+        memory_mib = own_mib + 2048 if own_mib else 1024
+        spec = pods.pool(role, hardware=cluster.hardware, image=image, size_mb=own_mib, memory_mib=memory_mib)
         objects.append(_deployment(role, spec))
     ports = [{"name": name, "port": port} for name, port in pods.MASTER_PORTS.items()]
     objects.append(_service("mooncake-master", {"ports": ports}))

@@ -89,13 +89,13 @@ def vllm(
     return pod
 
 
-def pool(role: str, *, image: str, size_mb: int, memory_mib: int) -> dict[str, Any]:
+def pool(role: str, *, hardware: str, image: str, size_mb: int, memory_mib: int) -> dict[str, Any]:
     """Return the pod of Mooncake's master, or of the store, which owns `size_mb` MiB."""
     mounts, volumes = _scratch(shm=False)
-    env = []
+    env = _env({"EPD_HARDWARE": hardware})
     if size_mb:
         told = {"EPD_MOONCAKE_HOST": "mooncake-master", "EPD_STORE_SIZE_MB": str(size_mb)}
-        env = [_field("EPD_ADVERTISE_HOST", "status.podIP"), *_env(told)]
+        env += [_field("EPD_ADVERTISE_HOST", "status.podIP"), *_env(told)]
     container = _container(role, image, [role], env=env, mounts=mounts, limits={"memory": f"{memory_mib}Mi"})
     container["startupProbe"] = _health(failures=24, period_s=5)
     container["livenessProbe"] = _health(failures=6, period_s=10)

@@ -120,6 +120,16 @@ def test_the_proxy_asks_each_instance_where_that_listens(name, hardware, monkeyp
     assert {host: int(port) for host, port in asked.items()} == listening
 
 
+@pytest.mark.parametrize("hardware", ["cpu", "a2"])
+def test_the_pool_s_clients_agree_on_how_they_find_each_other(hardware):
+    found = pods(cluster(hardware=hardware))
+    ways = {
+        serve.read_settings(role, environment(found[role][1]) | {"EPD_MODEL": "org/model"}).mooncake_metadata
+        for role in ("encode", "prefill", "mooncake-store")
+    }
+    assert len(ways) == 1
+
+
 def test_two_prefill_instances_on_one_node_share_no_port():
     parallel = {"prefill": topology.Parallel(2, 1), "decode": topology.Parallel(4, 1)}
     _, pod = pods(cluster("1e2p1d", parallel=parallel))["prefill"]
