@@ -358,6 +358,16 @@ def test_master_that_stutters_is_not_given_up(make: Make, pool: MooncakePool) ->
     assert consume.take("a", 64) is not None
 
 
+def test_one_late_answer_of_the_master_is_no_miss(make: Make, pool: MooncakePool) -> None:
+    encode, consume = make("encode"), make("consume", fetch_timeout_ms=5000)
+    encode.encode("a", embedding())
+    pool.pause_master()
+    resume = threading.Timer(0.7, pool.resume_master)  # longer than one RPC may take, shorter than two
+    resume.start()
+    assert consume.take("a", 64) is not None
+    resume.join()
+
+
 def test_master_that_hangs_costs_no_request_more_than_its_limits(make: Make, pool: MooncakePool) -> None:
     encode, consume = make("encode"), make("consume")
     pool.pause_master()

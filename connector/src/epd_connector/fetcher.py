@@ -8,7 +8,7 @@ from .header import HEADER_SIZE_BYTES, HeaderError, WrongRowsError, verify_objec
 from .keys import hash_item_id
 from .link import Fetch, Missing, NoRoom, Ready, Reply
 from .metadata import Location
-from .store.base import StoreError, StoreUnavailableError
+from .store.base import StoreError, StoreTimeoutError, StoreUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +30,21 @@ class Fetcher:
             return Missing(request.item_id, "store_down")
         try:
             with self._metrics.time("epd_ec_get_seconds"):
-                return self._fetch(request)
+                return self._fetch_patiently(request)
         except StoreUnavailableError as error:
             log.warning("The store does not answer: %s", error)
             return Missing(request.item_id, "store_down")
         except StoreError as error:
             log.warning("Item %s could not be read: %s", request.item_id, error)
             return Missing(request.item_id, "store_error")
+
+    def _fetch_patiently(self, request: Fetch) -> Reply:
+        # One late answer is no reason to encode: the scheduler's own time limit says when it is.
+        try:
+            return self._fetch(request)
+        except StoreTimeoutError as error:
+            log.info("Item %s is asked for once more: %s", request.item_id, error)
+            return self._fetch(request)
 
     def _fetch(self, request: Fetch) -> Reply:
         key = self._access.key_of(request.item_id)

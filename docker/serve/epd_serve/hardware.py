@@ -75,8 +75,9 @@ HARDWARE: Mapping[str, Hardware] = {
             "kv_connector": "MooncakeLayerwiseConnector",
             "kv_connector_module_path": "epd_connector.cpu.layerwise",
         },
-        # All instances share a few cores, and a decode instance that waits for KV keeps one of them busy.
-        ec_limits={"fetch_timeout_ms": 2000, "publish_timeout_ms": 2000},
+        # All instances and the store share a few cores, and a decode instance that waits for KV keeps one of them busy:
+        # with 0.5 s a call, a master that was well was late now and then.
+        ec_limits={"rpc_timeout_ms": 1500, "fetch_timeout_ms": 4000, "publish_timeout_ms": 4000},
     ),
     # HCCL_INTRA_ROCE_ENABLE: the compose file says 1 where the cards have a RoCE network.
     "a2": _ascend({"HCCL_INTRA_ROCE_ENABLE": "0"}),

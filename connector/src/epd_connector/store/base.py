@@ -2,6 +2,7 @@
 
 StoreError                  any refusal; counts towards the circuit breaker
 ├── StoreFullError          no room now; a retry may succeed
+├── StoreTimeoutError       one answer was late: a busy machine does that too; a retry may succeed
 └── StoreUnavailableError   the store does not answer; opens the circuit breaker at once
 """
 
@@ -14,6 +15,10 @@ class StoreError(Exception):
 
 class StoreFullError(StoreError):
     """There is no room for the object now."""
+
+
+class StoreTimeoutError(StoreError):
+    """The store did not answer this one call in time."""
 
 
 class StoreUnavailableError(StoreError):

@@ -1,8 +1,8 @@
 """Mooncake Store as backend. This process contributes no memory: the pool belongs to a store service.
 
 Return codes were measured with Mooncake 0.3.13.post1 over TCP: -200 no room, -600 bad argument or not set up, -704
-absent, -800 transfer failed (the pool's owner died), -900 master unreachable. After a master's restart the client
-registers itself again without help, and the pool's owner remounts its memory within about 2 s.
+absent, -800 transfer failed (the pool's owner died), -900 master unreachable, -901 master too late. After a master's
+restart the client registers itself again without help, and the pool's owner remounts its memory within about 2 s.
 """
 
 import logging
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import ConfigError, ConnectorConfig
 from ..device import Device, TransferMemory
 from ..keys import KEY_PREFIX
-from .base import StoreError, StoreFullError, StoreUnavailableError
+from .base import StoreError, StoreFullError, StoreTimeoutError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 _NO_SPACE = -200
 _ABSENT = -704
 _MASTER_UNREACHABLE = -900
+_MASTER_TOO_LATE = -901
 
 
 class MooncakeStore:
@@ -154,4 +155,6 @@ def _checked(code: int, operation: str) -> int:
         raise StoreFullError(f"Mooncake {operation} returned {code}: the pool has no room")
     if code == _MASTER_UNREACHABLE:
         raise StoreUnavailableError(f"Mooncake {operation} returned {code}: the master does not answer")
+    if code == _MASTER_TOO_LATE:
+        raise StoreTimeoutError(f"Mooncake {operation} returned {code}: the master did not answer in time")
     raise StoreError(f"Mooncake {operation} returned {code}")
