@@ -1,16 +1,19 @@
 """The documents: complete, in step with what they tell of, and the Chinese ones with the English ones."""
 
 import importlib.util
+import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from epd import settings
+from epd import settings, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "proxy/README.md"])
-TRANSLATED = sorted(path for path in DOCUMENTS if path.name.endswith(".zh.md"))
+TRANSLATED = [ROOT / "README.zh.md", ROOT / "docs/ascend.zh.md"]
 VARIABLE = re.compile(r"\bEPD_[A-Z0-9]+(?:_[A-Z0-9]+)*\b")
 NOT_SETTINGS = {"EPD_VERSION", "EPD_INPUTS", "EPD_REVISION", "EPD_PEER"}
 """Variables of the bake file, which come from versions.env and the build; the beginning of names put together."""
@@ -43,7 +46,7 @@ def test_the_settings_of_the_proxy_are_as_it_tells_them():
     }
     ours = {"EPD_PROXY_BIND", "EPD_PROXY_IMAGE", "EPD_PROXY_MEMORY_LIMIT"}  # compose's own
     assert sorted(handed_on - told - ours) == []
-    assert "| `--port` | `EPD_PROXY_PORT` | `8000` | port to bind |" in module.render()
+    assert module.render() == text(ROOT / "docs/proxy-settings.md"), "run `make docs`"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -64,6 +67,25 @@ def test_every_setting_that_a_document_names_is_one(path):
     known |= settings.PLAN_VARIABLES | set(VARIABLE.findall(text(ROOT / "connector/README.md")))
     told = set(VARIABLE.findall(text(path)))
     assert sorted(name for name in told if name not in known and not name.endswith("_EXTRA_ARGS")) == []
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs/ascend.md"], ids=lambda path: path.name)
+def test_requirements_are_those_of_versions_env(path):
+    minimum = versions.load(ROOT / "docker/versions.env")
+    wanted = ", ".join(minimum[name] for name in ("MIN_DOCKER_ENGINE", "MIN_COMPOSE", "MIN_BUILDX"))
+    assert f"| Docker engine, Compose, buildx | {wanted}" in text(path)
+
+
+def test_releases_publish_every_image_that_a_host_may_run():
+    jobs = yaml.safe_load(text(ROOT / ".github/workflows/release.yml"))["jobs"]
+    bake = subprocess.run(
+        ["docker", "buildx", "bake", "-f", "docker/docker-bake.hcl", "--print", "release"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert sorted(jobs["images"]["strategy"]["matrix"]["target"]) == sorted(json.loads(bake.stdout)["target"])
+    told = "\n".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
+    targets = set(re.findall(r"^([a-z0-9-]+):", text(ROOT / "Makefile"), re.MULTILINE))
+    assert set(re.findall(r"^\s*make ([a-z-]+)", told, re.MULTILINE)) <= targets
 
 
 def skeleton(path):
