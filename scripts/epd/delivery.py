@@ -102,9 +102,9 @@ def _absolute(folder: str) -> Path:
 
 def _model(it: Context) -> Path | None:
     """Return the model's folder if this very command line names one: what an earlier one named may be large."""
-    wanted = os.environ.get("MODEL", "").strip()
+    named = any(os.environ.get(name, "").strip() for name in ("MODEL", "MODEL_RECIPE"))
     folder = it.settings.planning.get("EPD_MODELS", "")
-    return Path(folder) if wanted and folder else None
+    return Path(folder) if named and folder else None
 
 
 def _named_for_registry(it: Context, targets: tuple[str, ...]) -> dict[str, str]:

@@ -50,7 +50,7 @@ def _images(subject: Subject, absent: list[str]) -> Iterator[Finding]:
             "engine.images",
             expected="the images on this machine, or a way to get them",
             found=f"missing: {', '.join(absent)}",
-            fix="`make build`, REGISTRY=<registry>/ make pull, or `make load BUNDLE=<file>` without a network",
+            fix="`make build`, REGISTRY=<registry>/ make pull, or `make load BUNDLE=<folder>` without a network",
         )
 
 
