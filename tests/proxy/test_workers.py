@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,13 +13,13 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from epd_proxy.config import AdminConfig, Listen, MetaserverConfig, ProxyConfig, Topology
+from epd_proxy.config import Listen, MetaserverConfig, ProxyConfig, Topology
 from epd_proxy.errors import ConfigError
 from epd_proxy.loads import LoadRow, LoadTable
 from epd_proxy.pool import Pool
 from fakes import instances as fake
 from fakes.instances import FakeInstance
-from fakes.proxy_process import ProxyProcess
+from fakes.proxy_process import ProxyProcess, free_port
 from fakes.proxy_stack import CHAT, chat, read_to_break
 
 
@@ -55,7 +56,6 @@ def test_more_instances_than_columns_are_counted_alone() -> None:
 @pytest.mark.parametrize(
     ("changes", "names"),
     [({"listen": Listen(workers=0)}, "--workers"), ({"listen": Listen(workers=65)}, "--workers"),
-     ({"listen": Listen(workers=2), "admin": AdminConfig(port=1, keys_file="k")}, "--instances-file"),
      ({"listen": Listen(workers=2), "metaserver": MetaserverConfig(port=65535),
        "topology": Topology(prefill=("http://localhost:1",), decode=("http://localhost:2",))}, "65535 to 65536")],
 )  # fmt: skip
@@ -182,6 +182,63 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+async def test_what_operators_do_holds_for_all_workers_and_their_successors(tmp_path: Path) -> None:
+    key = "an-operators-key-of-some-length"
+    keys = tmp_path / "keys"
+    keys.write_text(key)
+    admin = ("--admin-port", str(free_port()), "--admin-keys-file", str(keys))
+    async with FakeInstance() as first, FakeInstance() as second:  # noqa: SIM117
+        async with ProxyProcess("--prefill-decode", first.url, "--workers", "3", *admin) as proxy:
+
+            async def change(what: str, url: str) -> dict[str, object]:
+                target = f"http://127.0.0.1:{admin[1]}/admin/instances/{what}?wait_s=20"
+                document = {"stage": "prefill_decode", "url": url}
+                headers = {"Authorization": f"Bearer {key}"}
+                async with proxy.client.post(target, json=document, headers=headers) as response:
+                    assert response.status in (200, 201)
+                    return dict(await response.json())
+
+            async def unasked(instance: FakeInstance) -> bool:
+                before = len(instance.requests)
+                for _ in range(24):
+                    answer = await post(proxy)
+                    assert answer.status == 200
+                    await end(answer)
+                return len(instance.requests) == before
+
+            await until(lambda: listens(int(admin[1])))  # the worker that answered may be another one
+            await change("add", second.url)
+            removed = await change("remove", first.url)
+            assert removed["removed"] is True
+            for _ in range(20):  # the others look once a second
+                if await unasked(first):
+                    break
+            assert await unasked(first)
+            before = workers_of(proxy)
+            os.kill(before[1], signal.SIGKILL)
+            await until(lambda: len(workers_of(proxy)) == 3 and set(workers_of(proxy)) != set(before))
+            await until(lambda: len(second.requests) > 0)
+            for _ in range(20):
+                if await unasked(first):
+                    break
+            assert await unasked(first)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def test_a_file_that_workers_cannot_use_is_told() -> None:
+    command = [sys.executable, "-m", "epd_proxy", "--port", "0", "--workers", "2", "--prefill-decode", "http://a:1",
+               "--api-keys-file", "/dev/null"]  # fmt: skip
+    ended = await asyncio.to_thread(
+        subprocess.run, command, check=False, capture_output=True, text=True, timeout=60,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip
+    assert (ended.returncode, "expected a key a line" in ended.stderr, "Traceback" in ended.stderr) == (2, True, False)
 
 
 async def test_another_proxy_does_not_slip_onto_the_port() -> None:

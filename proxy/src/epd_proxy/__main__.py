@@ -24,10 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_workers(config, _serve)
         return _serve(config)
     except ConfigError as error:
-        noun = "fault" if len(error.faults) == 1 else "faults"
-        sys.stderr.write(f"epd-proxy: {len(error.faults)} {noun} in the configuration:\n")
-        sys.stderr.writelines(f"  - {fault}\n" for fault in error.faults)
-        return 2
+        return _refuse(error)
     except OSError as error:
         return _fail(error)
 
@@ -36,9 +33,18 @@ def _serve(config: ProxyConfig, shared: Shared | None = None) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(config, shared))
+    except ConfigError as error:  # of a file that is only read now
+        return _refuse(error)
     except OSError as error:
         return _fail(error)
     return 0
+
+
+def _refuse(error: ConfigError) -> int:
+    noun = "fault" if len(error.faults) == 1 else "faults"
+    sys.stderr.write(f"epd-proxy: {len(error.faults)} {noun} in the configuration:\n")
+    sys.stderr.writelines(f"  - {fault}\n" for fault in error.faults)
+    return 2
 
 
 def _fail(error: OSError) -> int:

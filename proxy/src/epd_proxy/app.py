@@ -4,12 +4,13 @@ import asyncio
 import logging
 import signal
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from aiohttp import web
 
 from .admin import Admin
+from .announcements import State, announcements_in, read_state, write_state
 from .config import ProxyConfig
 from .cors import Cors
 from .edge import TlsConfig
@@ -66,12 +67,10 @@ def build_app(config: ProxyConfig, shared: Shared | None = None) -> web.Applicat
     metaserver = Metaserver(config.metaserver.resolved()) if wants_metaserver(config, pools) else None
     flow = choose_flow(stages, metaserver)
     prober = Prober((*pools.values(), store), stages.upstream, config.health)
-    membership = Membership(config, pools, prober.follow)
     reloads = Reloads(metrics)
-    admin = _build_admin(config, membership, stages.upstream, reloads)
-    if config.instances_file:
-        path = Path(config.instances_file)
-        reloads.watch("instances", (path,), lambda: read_instances(path), membership.become, config.topology)
+    membership = _build_membership(config, pools, prober, reloads, shared)
+    first = shared is None or shared.index == 0
+    admin = _build_admin(config, membership, stages.upstream, reloads) if first else None
     guard, backend_key = _build_guard(config, reloads)
     handlers = Handlers(flow, metrics, config, membership.staffed, guard=guard, backend_key=backend_key)
 
@@ -95,6 +94,26 @@ def build_app(config: ProxyConfig, shared: Shared | None = None) -> web.Applicat
     if shared:
         app.cleanup_ctx.append(_refresh_metrics)
     return app
+
+
+def _build_membership(
+    config: ProxyConfig, pools: Mapping[str, Pool], prober: Prober, reloads: Reloads, shared: Shared | None
+) -> Membership:
+    told = announcements_in(shared.folder) if shared else None
+
+    def note_change() -> None:
+        prober.follow()
+        if shared and told and shared.index == 0:
+            write_state(told, membership.state())
+
+    membership = Membership(config, pools, note_change)
+    if config.instances_file:
+        path = Path(config.instances_file)
+        reloads.watch("instances", (path,), lambda: read_instances(path), membership.become, config.topology)
+    if told:
+        nothing: State = {}
+        reloads.watch("operators", (told,), lambda: read_state(told), membership.adopt, nothing)
+    return membership
 
 
 def _build_admin(config: ProxyConfig, membership: Membership, upstream: Upstream, reloads: Reloads) -> Admin | None:

@@ -221,10 +221,6 @@ class ProxyConfig:
     def _worker_faults(self) -> list[str]:
         workers, first = self.listen.workers, self.metaserver.port
         found = []
-        if workers > 1 and self.admin.port:
-            found.append(
-                "--admin-port: reaches one process only; with --workers, use --instances-file, which all follow"
-            )
         ports = range(first, first + workers)
         if workers > 1 and self.topology.decode and (self.listen.port in ports or ports[-1] > 65535):
             found.append(f"--metaserver-port: each worker needs one, so {first} to {ports[-1]} have to be free")

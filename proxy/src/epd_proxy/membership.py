@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from .announcements import State
 from .config import ProxyConfig, Topology
 from .errors import ConfigError, ConflictError, InvalidRequestError, NotFoundError
 from .pool import Endpoint, Pool
@@ -16,7 +17,7 @@ _BEAT_S = 0.1
 
 
 class Membership:
-    """Adds, drains and removes instances. ``changed`` is called whenever an instance came or went.
+    """Adds, drains and removes instances. ``changed`` is called after each change.
 
     An instance that is removed gets no new requests and goes when its own are done, whatever the others do. The stages
     themselves, and with them the handshake, are those of the start.
@@ -46,7 +47,9 @@ class Membership:
         that the stage cannot have.
         """
         pool, url = self._pool(stage), url.rstrip("/")
-        new = pool.find(url) is None
+        known = pool.find(url)
+        new = known is None
+        came_back = known is not None and known.draining
         if new:
             urls = (*(e.url for e in pool.endpoints), url)
             try:
@@ -55,8 +58,8 @@ class Membership:
                 raise InvalidRequestError(str(error)) from error
         endpoint = pool.add(url)
         self._decided(endpoint)
-        if new:
-            log.info("%s instance %s was added", stage, url)
+        if new or came_back:
+            log.info("%s instance %s takes requests from here on", stage, url)
             self._note_staffed()
             self._changed()
         return endpoint, new
@@ -73,13 +76,16 @@ class Membership:
             raise ConflictError(f"{url} is the last {stage} instance that takes requests; add another one first")
         if not endpoint.draining:
             endpoint.draining = True
+            self._changed()
             log.info("%s instance %s is drained of %d requests", stage, url, endpoint.active_leases)
         return endpoint
 
     def remove(self, stage: str, url: str) -> Endpoint:
         """Drain the instance, and forget it when its requests are done. Raises as :meth:`drain` does."""
         endpoint = self.drain(stage, url)
-        self._leaving.setdefault(endpoint, asyncio.Event())
+        if endpoint not in self._leaving:
+            self._leaving[endpoint] = asyncio.Event()
+            self._changed()
         self._sweep()
         if self._leaving and (self._sweeping is None or self._sweeping.done()):
             self._sweeping = asyncio.create_task(self._keep_sweeping(), name="remove instances")
@@ -104,6 +110,27 @@ class Membership:
             for endpoint in pool.endpoints:
                 if endpoint.url not in wanted.get(stage, ()):
                     self.remove(stage, endpoint.url)
+
+    def state(self) -> State:
+        """Return what each instance is doing."""
+        return {stage: {e.url: self._doing(e) for e in pool.endpoints} for stage, pool in self._pools.items()}
+
+    def adopt(self, state: State) -> None:
+        """Do what another worker's :meth:`state` tells of. Raises :class:`ConfigError`."""
+        wanted = {stage: state.get(stage, {}) for stage in self._pools} if state else {}
+        try:
+            for stage, urls in wanted.items():
+                for url in urls:
+                    if urls[url] == "serving":
+                        self.add(stage, url)
+            for stage, urls in wanted.items():
+                for endpoint in self._pools[stage].endpoints:
+                    if urls.get(endpoint.url) == "drained":
+                        self.drain(stage, endpoint.url)
+                    elif urls.get(endpoint.url) != "serving":
+                        self.remove(stage, endpoint.url)
+        except InvalidRequestError as error:
+            raise ConfigError([str(error)]) from error
 
     async def wait_gone(self, endpoint: Endpoint, timeout_s: float) -> bool:
         """Wait until a removed instance is gone, or was added again, ``timeout_s`` at most. Returns whether it is."""
@@ -132,6 +159,11 @@ class Membership:
         if idle:
             self._note_staffed()
             self._changed()
+
+    def _doing(self, endpoint: Endpoint) -> str:
+        if endpoint in self._leaving:
+            return "leaving"
+        return "drained" if endpoint.draining else "serving"
 
     def _decided(self, endpoint: Endpoint) -> None:
         if leaving := self._leaving.pop(endpoint, None):

@@ -24,16 +24,21 @@ log = logging.getLogger(__name__)
 # A worker that ends sooner than this after its start would be restarted over and over.
 _EARLY_S = 5.0
 _PAUSE_S = 1.0
-_FAILED_TO_START = 1
+_FAILED_TO_START = (1, 2)  # an address that is taken, a file that cannot be used
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What a worker has with the others: the loads, and a file that ends when the parent does."""
+    """What a worker has with the others: the loads, a file that ends when the parent does, and a folder.
+
+    ``index`` is its own number among them; the worker 0 serves operators.
+    """
 
     loads: LoadRow
     parent: int
+    folder: str
+    index: int
 
 
 Serve = Callable[[ProxyConfig, Shared], int]
@@ -105,7 +110,7 @@ class Supervisor:
         code = worker.process.exitcode or 0
         if self._stopping:
             return max(0, code)
-        if code == _FAILED_TO_START:
+        if code in _FAILED_TO_START:
             self._stop()
             return code
         log.error("worker %d ended with code %d and is started again", worker.index, code)
@@ -133,7 +138,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         metrics.share(self._folder, index)
         config = replace(self._config, metaserver=_metaserver_of(self._config.metaserver, index))
-        sys.exit(self._serve(config, Shared(LoadRow(self._table, index), self._alive)))
+        sys.exit(self._serve(config, Shared(LoadRow(self._table, index), self._alive, self._folder, index)))
 
 
 class _ClaimedPort:
