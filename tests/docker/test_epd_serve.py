@@ -212,6 +212,57 @@ def test_a_variable_that_the_image_empties_has_the_role_s_default():
     assert "OMP_NUM_THREADS=4 " in run("--print", "prefill", OMP_NUM_THREADS="4", **environ).stdout
 
 
+@pytest.fixture
+def image_python(tmp_path):
+    """A `python` that counts two cards, and cannot import what `broken` names; it says what became of vLLM."""
+    program = tmp_path / "bin" / "python"
+    program.parent.mkdir()
+
+    def make(broken="nothing"):
+        program.write_text(
+            "#!/bin/sh\n"
+            f'case "$*" in *{broken}*) echo "ImportError: libhccl.so: not found" >&2; exit 1;;\n'
+            '*device_count*) echo "a warning"; echo 2;; *import*) ;; *) echo "started vllm";; esac\n'
+        )
+        program.chmod(0o755)
+        return {"PATH": f"{program.parent}:/usr/bin:/bin", "TMPDIR": str(tmp_path)}
+
+    return make
+
+
+def test_on_an_npu_cards_and_libraries_are_looked_at_before_vllm_starts(image_python):
+    image = image_python()
+    good = run("prefill", **image, EPD_TENSOR_PARALLEL_SIZE="2", **NPU)
+    assert (good.returncode, good.stdout.splitlines()[-1]) == (0, "started vllm")
+    wrong = run("prefill", **image, EPD_TENSOR_PARALLEL_SIZE="4", **NPU)
+    assert wrong.returncode == 2
+    assert "this container sees 2 cards; expected 4 (tensor-parallel 4 x data-parallel 1)" in wrong.stderr
+    assert "started vllm" not in wrong.stdout
+    skipped = run("prefill", **image, EPD_TENSOR_PARALLEL_SIZE="4", EPD_SKIP_PROBE="1", **NPU)
+    assert "started vllm" in skipped.stdout
+
+
+@pytest.mark.parametrize(
+    ("broken", "role", "message"),
+    [
+        ("mooncake.engine", "decode", "mooncake.engine cannot be imported: ImportError: libhccl.so: not found"),
+        ("torch_npu", "encode", "the cards cannot be counted: ImportError: libhccl.so: not found"),
+    ],
+)
+def test_a_library_that_is_missing_is_named_with_where_it_comes_from(broken, role, message, image_python):
+    done = run(role, **image_python(broken), EPD_TENSOR_PARALLEL_SIZE="2", **NPU)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Fix:" in done.stderr
+    if role == "decode":
+        assert "mooncake" not in run("encode", **image_python(broken), EPD_TENSOR_PARALLEL_SIZE="2", **NPU).stderr
+
+
+def test_without_npus_nothing_is_probed(image_python):
+    done = run("encode", **image_python("device_count"), EPD_MODEL="org/model")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "started vllm")
+
+
 def test_an_unknown_role_is_refused_with_the_list():
     done = run("encoder")
     assert done.returncode == 2

@@ -51,6 +51,22 @@ def test_the_hash_follows_what_the_build_is_told_but_no_secret(root):
     assert inputs(root, PIP_INDEX_URL="https://p.example", REGISTRY="r/", EPD_PULL="1") == plain
 
 
+def test_npus_have_an_image_of_their_own_and_one_for_the_pool(root):
+    assert images.served("cpu") == ("cpu", "proxy")
+    tags = {target: f"r/{target}:1" for target in images.served("a3")}
+    assert images.variables(tags) == {
+        "EPD_IMAGE": "r/a3:1",
+        "EPD_PROXY_IMAGE": "r/proxy:1",
+        "EPD_STORE_IMAGE": "r/store:1",
+    }
+    loaded = settings.load(root, {"EPD_ASCEND_SERVING": "cann", "EPD_ASCEND_REGISTRY": "mirror.example/ascend/"})
+    told = images.bake_environment(loaded, {}, base="b:1", inputs="h")
+    assert (told["EPD_ASCEND_SERVING"], told["EPD_ASCEND_REGISTRY"]) == ("cann", "mirror.example/ascend")
+    assert inputs(root, EPD_ASCEND_SERVING="cann") != inputs(root)
+    with pytest.raises(StepError, match="one of: vendor, cann"):
+        settings.load(root, {"EPD_ASCEND_SERVING": "nvidia"})
+
+
 def test_is_current_compares_the_label(programs):
     programs.add("docker", "echo abc")
     assert images.is_current("image:1", "abc")

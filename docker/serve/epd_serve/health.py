@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from pathlib import Path
 
 from epd_serve.settings import Settings
 
-STATE_DIR = Path("/tmp/epd-serve")  # noqa: S108 - a tmpfs of the container's only user
+STATE_DIR = Path(os.environ.get("TMPDIR", "/tmp"), "epd-serve")  # noqa: S108 - a tmpfs of the container's only user
 """Where a role leaves what its health check has to know."""
 
 

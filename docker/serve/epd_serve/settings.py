@@ -63,6 +63,8 @@ class Settings:
     allowed_media_domains: tuple[str, ...]
     """The hosts that clients' media may be fetched from; all where there are none."""
     extra_args: tuple[str, ...]
+    probe: bool
+    """Whether to look at cards and libraries before vLLM starts."""
     proxy_tls: bool
     """Whether the proxy serves HTTPS, which its health check then has to speak."""
 
@@ -88,8 +90,9 @@ def read_settings(role: str, environ: Mapping[str, str]) -> Settings:
     # Several instances of a role may meet on one address: each adds its number to the role's ports.
     index = read.number("EPD_INSTANCE_INDEX", 0, 0, 99)
     model = read.text("EPD_MODEL", "/opt/ascend-epd/tiny-model")
+    hardware = read.choice("EPD_HARDWARE", "cpu", tuple(HARDWARE))
     settings = Settings(
-        hardware=read.choice("EPD_HARDWARE", "cpu", tuple(HARDWARE)),
+        hardware=hardware,
         model=model,
         served_model_name=read.text("EPD_SERVED_MODEL_NAME", model.rstrip("/").rsplit("/", 1)[-1]),
         bind_host=read.text("EPD_BIND_HOST", "0.0.0.0"),
@@ -111,6 +114,7 @@ def read_settings(role: str, environ: Mapping[str, str]) -> Settings:
         max_num_seqs=read.optional_number("EPD_MAX_NUM_SEQS", 65536),
         allowed_media_domains=read.words("EPD_ALLOWED_MEDIA_DOMAINS"),
         extra_args=read.words("EPD_EXTRA_ARGS"),
+        probe=HARDWARE[hardware].npu and not read.flag("EPD_SKIP_PROBE"),
         proxy_tls=bool(read.text("EPD_PROXY_TLS_CERT")),
     )
     read.faults += _faults(role, settings)
