@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5, 5, 10, 30)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -62,6 +63,28 @@ class Metrics:
         self.first_byte_seconds = Labelled(Histogram(
             "epd_proxy_first_byte_seconds", "From arrival to the first byte of the answer", ["path"],
             buckets=_SECONDS, registry=self.registry,
+        ))  # fmt: skip
+        self.first_token_seconds = Labelled(Histogram(
+            "epd_proxy_time_to_first_token_seconds", "Streams: from arrival to the first event", ["path"],
+            buckets=_SECONDS, registry=self.registry,
+        ))  # fmt: skip
+        self.token_seconds = Labelled(Histogram(
+            "epd_proxy_time_per_output_token_seconds",
+            "Streams: time between two events, the mean of each stream", ["path"],
+            buckets=_TOKEN_SECONDS, registry=self.registry,
+        ))  # fmt: skip
+        self.token_seconds_max = Labelled(Histogram(
+            "epd_proxy_inter_token_max_seconds",
+            "Streams: time between two events, the longest of each stream", ["path"],
+            buckets=_TOKEN_SECONDS, registry=self.registry,
+        ))  # fmt: skip
+        self.stage_seconds = Labelled(Histogram(
+            "epd_proxy_stage_seconds", "From sending a request to an instance to the first byte of its answer, all of "
+            "it where it is no stream", ["stage"], buckets=_SECONDS, registry=self.registry,
+        ))  # fmt: skip
+        self.retries = Labelled(Counter(
+            "epd_proxy_retries", "Requests sent to a further instance of a stage, as one before it failed", ["stage"],
+            registry=self.registry,
         ))  # fmt: skip
         self.encode_seconds = Histogram(
             "epd_proxy_encode_seconds", "All items of one request at the encode stage", buckets=_SECONDS,

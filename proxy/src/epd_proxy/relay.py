@@ -6,6 +6,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable
 
 from aiohttp import web
@@ -135,6 +136,9 @@ class _Stream:
         self._response = web.StreamResponse(status=upstream.status, headers=_headers(upstream, self._record))
         self._chunked = False
         self._tail = b""
+        self._pieces = 0
+        self._came = 0.0
+        self._longest_s = 0.0
 
     async def run(self) -> web.StreamResponse:
         """Relay until the end; a failure of the backend becomes an event, the client's leaving is raised."""
@@ -146,6 +150,7 @@ class _Stream:
             self._note(self._upstream.first)
             await self._upstream.pump(self._write, self._outlet.drained)
             self._check_end()
+            self._count()
             await self._response.write_eof()
         except BackendError as error:
             await self._break(error)
@@ -168,6 +173,21 @@ class _Stream:
 
     def _note(self, piece: bytes) -> None:
         self._tail = piece if len(piece) >= 32 else (self._tail + piece)[-32:]
+        came = time.monotonic()
+        if self._pieces and came - self._came > self._longest_s:
+            self._longest_s = came - self._came
+        self._pieces += 1
+        self._came = came
+
+    def _count(self) -> None:
+        """Count how evenly the events came: a piece is one of them, as long as they are taken as they come."""
+        resource, record = self._request.match_info.route.resource, self._record
+        path = resource.canonical if resource else ""  # not the path itself: clients choose that
+        self._metrics.first_token_seconds.labels(path).observe(record.first_byte_s)
+        if self._pieces > 1:
+            mean_s = (self._came - record.started - record.first_byte_s) / (self._pieces - 1)
+            self._metrics.token_seconds.labels(path).observe(max(0.0, mean_s))
+            self._metrics.token_seconds_max.labels(path).observe(self._longest_s)
 
     def _check_end(self) -> None:
         """A backend may close its side in good order and yet be in the midst of an answer."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from ..errors import (
@@ -99,6 +100,7 @@ async def try_endpoints(
         answer = Answer(pool.lease(cost, tried, key))
         tried.append(answer.lease.endpoint)
         _note_attempt(record, tried[-1])
+        started = time.monotonic()
         try:
             await open_at(answer)
         except BaseException as error:
@@ -112,7 +114,9 @@ async def try_endpoints(
             await asyncio.sleep(stages.config.retry.delay_s * 2 ** (len(tried) - 1))
             if not pool.has_untried(tried):
                 raise _final(error) from error
+            stages.metrics.retries.labels(pool.stage).inc()
         else:
+            stages.metrics.stage_seconds.labels(pool.stage).observe(time.monotonic() - started)
             stages.metrics.attempts.labels(pool.stage, "ok").inc()
             return answer
 

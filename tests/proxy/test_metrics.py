@@ -1,0 +1,71 @@
+"""What operators read: times to the first token and between tokens, by stage, retries; no label that clients choose."""
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from epd_proxy.config import Retry
+from fakes import instances as fake
+from fakes.proxy_stack import CHAT, ProxyStack, chat, image_part, read_to_break
+
+
+async def samples(stack: ProxyStack, name: str) -> dict[tuple[str, ...], float]:
+    """Return a metric's samples by their labels' values, without buckets."""
+    text = (await stack.get("/metrics")).body.decode()
+    found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {tuple(sample.labels.values()): sample.value for sample in found if sample.name == name}
+
+
+async def test_streams_are_timed_from_arrival_to_the_first_event_and_between_events() -> None:
+    async with ProxyStack(encoders=0) as stack:
+        pieces = [fake.chunk(str(number)) for number in range(5)]
+        stack.instances[0].default = fake.after(0.3, fake.stream([*pieces, fake.DONE], 0.05))
+        assert (await stack.post(chat(stream=True))).status == 200
+        stack.instances[0].default = fake.answer
+        assert (await stack.post(chat())).status == 200  # no stream: not counted
+        first = "epd_proxy_time_to_first_token_seconds"
+        assert (await samples(stack, f"{first}_count"))[(CHAT,)] == 1
+        assert (await samples(stack, f"{first}_sum"))[(CHAT,)] >= 0.3
+        mean_s = (await samples(stack, "epd_proxy_time_per_output_token_seconds_sum"))[(CHAT,)]
+        longest_s = (await samples(stack, "epd_proxy_inter_token_max_seconds_sum"))[(CHAT,)]
+        assert 0.04 < mean_s <= longest_s
+
+
+async def test_a_stream_that_breaks_is_not_taken_for_a_fast_one() -> None:
+    async with ProxyStack(encoders=0) as stack:
+        stack.instances[0].default = fake.stream(fake.TEXT[:2], 0.01, end="cut")
+        async with stack.client.post(CHAT, json=chat(stream=True)) as response:
+            assert (await read_to_break(response))[1]
+        assert await samples(stack, "epd_proxy_time_to_first_token_seconds_count") == {}
+        assert await samples(stack, "epd_proxy_broken_streams_total") == {(): 1}
+
+
+async def test_stages_are_timed_and_retries_counted() -> None:
+    async with ProxyStack(instances=2, retry=Retry(delay_s=0)) as stack:
+        stack.encoders[0].default = fake.after(0.1)
+        for instance in stack.instances:
+            instance.script.append(fake.refuse(503))
+        assert (await stack.post(chat(image_part()))).status == 503
+        assert (await stack.post(chat())).status == 200
+        assert await samples(stack, "epd_proxy_retries_total") == {("prefill_decode",): 1}
+        assert (await samples(stack, "epd_proxy_stage_seconds_sum"))[("encode",)] >= 0.1
+        assert await samples(stack, "epd_proxy_stage_seconds_count") == {("encode",): 1, ("prefill_decode",): 1}
+
+
+async def test_clients_choose_no_label() -> None:
+    async with ProxyStack(encoders=0) as stack:
+        stack.instances[0].default = fake.stream(fake.TEXT)
+        for name in ("a", "b", "c"):
+            async with stack.client.post(f"/v1/{name}", json={"stream": True}) as response:
+                assert response.status == 200
+                await response.read()
+        for name in ("epd_proxy_requests_total", "epd_proxy_time_to_first_token_seconds_count"):
+            assert {labels[0] for labels in await samples(stack, name)} == {"/v1/{rest}"}
+
+
+async def test_a_client_that_leaves_is_no_complete_stream() -> None:
+    async with ProxyStack(encoders=0) as stack:
+        stack.instances[0].default = fake.stream(fake.TEXT[:1], end="hang")
+        async with stack.client.post(CHAT, json=chat(stream=True), timeout=aiohttp.ClientTimeout(total=20)) as response:
+            await response.content.readany()
+        await stack.until_idle()
+        assert await samples(stack, "epd_proxy_time_to_first_token_seconds_count") == {}
