@@ -13,8 +13,8 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from epd import dotenv, recipes
 from epd import hub as hubs
-from epd import recipes
 from epd.context import ROOT, Context
 from epd.display import Display, Row
 from epd.errors import StepError
@@ -29,19 +29,26 @@ _RECORD = ".fetched.json"
 _GB = 1e9
 
 
-def fetch(_: Context, words: list[str]) -> int:
+def fetch(_: Context, __: list[str]) -> int:
     """Fetch the model that MODEL or MODEL_RECIPE names, unless it is here already."""
-    environ = os.environ
-    model = environ.get("MODEL", "").strip() or recipes.model_id(ROOT, environ.get("MODEL_RECIPE", "").strip())
-    name = environ.get("HUB", "").strip() or "huggingface"
-    endpoint = environ.get("HF_ENDPOINT" if name == "huggingface" else "MODELSCOPE_ENDPOINT", "")
-    source = hubs.hub(name, endpoint, environ.get("HF_TOKEN", "") if name == "huggingface" else "")
-    folder = recipes.folder(ROOT, model)
-    files = source.list_files(model, environ.get("REVISION", "").strip())
+    own = dotenv.read(ROOT / ".env").own
+
+    def told(name: str) -> str:
+        return recipes.lookup(os.environ, own, name)
+
+    # MODEL of the command line alone: that of `.env` is what is served, which may well be a folder.
+    model = os.environ.get("MODEL", "").strip() or recipes.model_id(ROOT, recipes.named(os.environ, own))
+    name = told("HUB") or "huggingface"
+    endpoint = told("HF_ENDPOINT" if name == "huggingface" else "MODELSCOPE_ENDPOINT")
+    source = hubs.hub(name, endpoint, told("HF_TOKEN") if name == "huggingface" else "")
+    folder = recipes.folder(ROOT, model, os.environ, own)
+    files = source.list_files(model, told("REVISION"))
     total = sum(file.size_bytes for file in files)
     print(f"{model}: {len(files)} files, {total / _GB:.1f} GB, from {source.endpoint} to {folder}", flush=True)
     download(source, files, folder)
-    print(f"\nNext:\n\n  make up MODEL={os.path.relpath(folder, ROOT)} {' '.join(words)}".rstrip())
+    recipe = recipes.named(os.environ, own)
+    word = f"MODEL_RECIPE={recipe}" if recipe else f"MODEL={os.path.relpath(folder, ROOT)}"
+    print(f"\nNext:\n\n  make up {word}")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,21 +14,31 @@ _NONE = "none"
 
 
 def expand(root: Path, environ: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment with what a recipe in it stands for; what is set beside, there or in `.env`, wins.
+    """Return the environment with what a recipe stands for; what is set beside it, there or in `.env` (`own`), wins.
 
     `MODEL_RECIPE=none` takes back what recipes set: each of their variables is empty, which is its default.
 
     Raises:
         StepError: there is no such recipe, or its model is not here.
     """
-    wanted = environ.get(NAME, "").strip()
+    wanted = named(environ, own)
     if not wanted:
         return dict(environ)
     found = dict.fromkeys(variables(root), "") | {"MODEL": ""} if wanted == _NONE else _read(root, wanted)
     model = found.pop(_MODEL_ID, "")
-    if model and not environ.get("MODEL", "").strip():
-        found["MODEL"] = str(_fetched(root, model, wanted))
+    if model and not lookup(environ, own, "MODEL"):
+        found["MODEL"] = str(_fetched(model, wanted, folder(root, model, environ, own)))
     return {**{name: value for name, value in found.items() if name not in own}, **environ}
+
+
+def named(environ: Mapping[str, str], own: Mapping[str, str]) -> str:
+    """Return the recipe that is asked for, on the command line or in `.env`; empty when none is."""
+    return lookup(environ, own, NAME)
+
+
+def lookup(environ: Mapping[str, str], own: Mapping[str, str], name: str) -> str:
+    """Return a value of the command line, else of a person's own lines in `.env`."""
+    return environ[name].strip() if name in environ else own.get(name, "")
 
 
 def variables(root: Path) -> list[str]:
@@ -58,9 +67,9 @@ def model_id(root: Path, recipe: str) -> str:
     return _read(root, recipe)[_MODEL_ID]
 
 
-def folder(root: Path, model: str) -> Path:
+def folder(root: Path, model: str, environ: Mapping[str, str], own: Mapping[str, str]) -> Path:
     """Return where a model's files are kept: below EPD_MODEL_FILES, or `model-files/` here."""
-    base = os.environ.get("EPD_MODEL_FILES", "").strip() or "model-files"
+    base = lookup(environ, own, "EPD_MODEL_FILES") or "model-files"
     return root / Path(base).expanduser() / model.rpartition("/")[2]
 
 
@@ -76,8 +85,7 @@ def _read(root: Path, recipe: str) -> dict[str, str]:
     return dict(dotenv.read(path).own)
 
 
-def _fetched(root: Path, model: str, recipe: str) -> Path:
-    found = folder(root, model)
+def _fetched(model: str, recipe: str, found: Path) -> Path:
     if not (found / "config.json").is_file():
         raise StepError(
             f"the model of the recipe {recipe} is not here",

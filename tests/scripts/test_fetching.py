@@ -249,6 +249,8 @@ def test_the_command_says_what_to_do_next(hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MODEL", MODEL)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.delenv("HUB", raising=False)
+    monkeypatch.delenv("MODEL_RECIPE", raising=False)
+    monkeypatch.setattr(fetching, "ROOT", tmp_path)  # no .env of this checkout
     assert fetching.fetch(None, []) == 0
     said = capsys.readouterr().out
     assert "org/a-model: 4 files, 0.0 GB" in said

@@ -72,7 +72,7 @@ def root(tmp_path):
 
 
 def fetched(root, recipe):
-    folder = recipes.folder(root, recipes.model_id(root, recipe))
+    folder = recipes.folder(root, recipes.model_id(root, recipe), {}, {})
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     return folder
@@ -86,6 +86,15 @@ def test_a_recipe_stands_for_its_variables_and_what_is_set_beside_wins(root):
     assert found["EPD_SERVED_MODEL_NAME"] == "Qwen3-VL-30B-A3B-Instruct"
     assert (found["EPD_ENCODE_TP"], found["EPD_PREFILL_TP"], found["EPD_DECODE_TP"]) == ("2", "4", "4")
     assert (found["EPD_EXPERT_PARALLEL"], found["HCCL_BUFFSIZE"]) == ("1", "1024")
+
+
+def test_a_recipe_and_the_place_of_models_can_stand_in_env(root):
+    (root / ".env").write_text("MODEL_RECIPE=qwen3-vl-8b\nEPD_MODEL_FILES=elsewhere\n")
+    (root / "elsewhere" / "Qwen3-VL-8B-Instruct").mkdir(parents=True)
+    (root / "elsewhere" / "Qwen3-VL-8B-Instruct" / "config.json").write_text("{}")
+    found = settings.load(root, {}).planning
+    assert found["EPD_MODELS"] == str(root / "elsewhere" / "Qwen3-VL-8B-Instruct")
+    assert found["EPD_STORE_SIZE_MB"] == "16384"
 
 
 def test_another_recipe_replaces_it_and_none_takes_it_back(root):
