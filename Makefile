@@ -107,5 +107,8 @@ bench-proxy: venv ## compare the proxy with vllm-router on this machine and writ
 docs: venv ## write docs/proxy-settings.md anew, from what the proxy says of itself
 	$(BIN)/python scripts/proxy_settings.py
 
+soak-proxy: venv ## many requests, some given up, some to failing instances, and many streams at once (ARGS="--requests 100000")
+	PYTHONPATH=proxy/src $(BIN)/python tests/bench/soak.py $(ARGS)
+
 venv: ## the virtual environment of lint and tests (.venv), from tests/requirements.lock
 	@$(EPD) venv

@@ -153,7 +153,8 @@ class Handlers:
         except (asyncio.CancelledError, ConnectionError):
             record.status = record.status or _CLIENT_LEFT
             record.error = record.error or "the client left"
-            raise
+            # aiohttp logs a ConnectionError as a failure of ours, and tries to answer; a cancelled handler it lets go.
+            raise asyncio.CancelledError from None
         except Exception:
             log.exception("request %s failed", record.request_id)
             return _error_response(ProxyError("the proxy failed to serve the request"), record)
