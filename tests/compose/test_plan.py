@@ -128,6 +128,16 @@ def test_the_overlays(hardware, tmp_path):
     assert "runtime" not in services["proxy"]
 
 
+@pytest.mark.parametrize("hardware", NPUS)
+def test_the_overlays_equal_the_golden_copy(hardware, tmp_path):
+    texts = render(plan(hardware, "1e1p1d", tmp_path)).overlays
+    found = "".join(f"### {name}.yaml\n{text}" for name, text in texts.items())
+    golden = GOLDEN / f"overlays-1e1p1d-{hardware}.txt"
+    if os.environ.get("EPD_UPDATE_GOLDEN"):
+        golden.write_text(found)
+    assert found == golden.read_text()
+
+
 def test_two_hosts_get_a_file_each_and_the_proxy_is_told_of_all(tmp_path):
     first = plan("a2", "1e1pd", tmp_path).head
     second = type(first)(**{**vars(first), "name": "node-b", "address": "10.0.0.8", "roles": ("prefill-decode",)})

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from epd import images
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = dict(
@@ -76,6 +79,14 @@ def test_addresses_that_may_hold_a_password_are_secrets_and_no_arguments():
     found = bake("a2", **dict.fromkeys(names, secret))["a2"]
     assert secret not in json.dumps(found)
     assert {line.rpartition("env=")[2] for line in found["secret"]} >= set(names)
+
+
+@pytest.mark.parametrize("profile", ["cpu", "a2", "a3", "a5"])
+def test_the_doctor_takes_every_image_that_a_profile_runs(profile):
+    """It compares the label with the profile; one that is for all of them says `any`."""
+    for name, target in bake(*images.served(profile)).items():
+        label = re.search(r'org\.ascend-epd\.hardware="([^"]+)"', (ROOT / target["dockerfile"]).read_text())[1]
+        assert label.replace("$EPD_HARDWARE", target["args"].get("EPD_HARDWARE", "")) in (profile, "any"), name
 
 
 def test_every_argument_that_a_target_is_given_is_one_that_its_dockerfile_takes():

@@ -174,7 +174,10 @@ def _overlays(plan: Plan, host: Host) -> dict[str, str]:
     }
     plain_user = {instance.name: {"user": "1000:1000", "cap_add": yamltext.Reset()} for instance in plan.on(host)}
     texts = {
-        "runtime-ascend": ("Devices and driver through the Ascend Docker Runtime instead of by name.", runtime),
+        "runtime-ascend": (
+            "Devices through the Ascend Docker Runtime instead of by name; the mounts of the driver stay.",
+            runtime,
+        ),
         "non-root": ("Instances as HwHiAiUser (1000), whose device nodes these are, without capabilities.", plain_user),
     }
     return {
