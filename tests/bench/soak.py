@@ -135,7 +135,7 @@ class Proxy:
 
     async def __aenter__(self) -> "Proxy":
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
-        command = (sys.executable, *self._command, "--log-level", "error")
+        command = (sys.executable, *self._command, "--log-level", "error", "--health-interval-s", "3600")
         self.process = await asyncio.create_subprocess_exec(*command, stderr=self._log)
         self._upstream = Upstream(Timeouts())
         await self._upstream.start()
