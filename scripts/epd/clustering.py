@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from epd import images, planning, preflight, values
+from epd import image_lock, images, planning, preflight, values
 from epd.context import ROOT, Context
 from epd.errors import StepError
 from epd.plan import kubernetes
@@ -27,7 +27,7 @@ def write(it: Context, _: list[str]) -> int:
             found="none that works",
             fix="make doctor",
         )
-    cluster = describe(it.settings, hardware, names)
+    cluster = describe(it.settings, hardware, image_lock.pinned(ROOT, names, it.settings.registry))
     folder = ROOT / "deploy" / cluster.topology.name / "kubernetes"
     print(f"{cluster.topology.name} ({hardware}): {cluster.topology.arithmetic()} cards in the cluster")
     for path in write_files(folder, cluster):

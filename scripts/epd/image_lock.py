@@ -54,6 +54,13 @@ def write(root: Path, digests: Mapping[str, str]) -> None:
     new.replace(path)
 
 
+def pinned(root: Path, names: Mapping[str, str], prefix: str) -> dict[str, str]:
+    """Return names of images by whatever key, those with a line in the file by digest instead of tag."""
+    locked = read(root)
+    digests = {key: locked.get(tag.removeprefix(prefix), "") for key, tag in names.items()}
+    return {key: reference(tag, digests[key]) if digests[key] else tag for key, tag in names.items()}
+
+
 def reference(tag: str, digest: str) -> str:
     """Return the name by which the engine knows an image of this digest: `registry.example/team/image@sha256:…`."""
     return f"{repository(tag)}@{digest}"

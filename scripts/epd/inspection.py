@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from epd import planning, preflight
+from epd import image_lock, planning, preflight
 from epd.context import ROOT, Context
 from epd.doctor import report
 from epd.doctor.finding import Status
@@ -49,7 +49,8 @@ def plan(it: Context, _: list[str]) -> int:
     written = planning.write_all(ROOT, made)
     names = preflight.image_names(it.settings, it.versions, made.head.hardware)
     if names:
-        written += planning.write_environments(it.settings, made, names)
+        chosen = image_lock.pinned(ROOT, names, it.settings.registry) if it.settings.pull else names
+        written += planning.write_environments(it.settings, made, chosen)
     for path in written:
         print(f"  {path.relative_to(ROOT)}: written")
     for host in made.hosts if names else ():

@@ -109,6 +109,14 @@ while [ "$1" != --metadata-file ]; do shift; done; echo '{json.dumps(metadata)}'
         registry.publish(tmp_path, TAGS, PREFIX, {}, timeout_s=20)
 
 
+def test_names_with_a_line_are_pinned_to_its_digest_below_any_registry(tmp_path):
+    image_lock.write(tmp_path, {"cpu:1": A})
+    names = {"EPD_IMAGE": TAGS["cpu"], "EPD_PROXY_IMAGE": TAGS["proxy"]}
+    assert image_lock.pinned(tmp_path, names, PREFIX) == {
+        "EPD_IMAGE": f"r.example:5000/t/cpu@{A}", "EPD_PROXY_IMAGE": TAGS["proxy"],
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("line", ["cpu:1", "cpu:1 sha256:12", f"cpu:1 {A} more"])
 def test_a_damaged_lock_names_its_line(line, tmp_path):
     (tmp_path / image_lock.FILE).write_text(f"# a comment\n\n{line}\n")
