@@ -47,6 +47,7 @@ class FakeHost:
         self.runtimes = ["runc"]
         self.inside: dict[str, str] = {}
         """What the shell of a container does, by the container's name."""
+        self.file("/dev/null")
         if hardware != "cpu":
             self.driver()
         self.write()

@@ -315,10 +315,10 @@ async def test_a_body_that_drips_ends_when_all_of_it_had_to_be_here() -> None:
 async def test_a_stream_may_last_but_not_pause(pumped: bool) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
-        await peer.send(CHUNKED, *[b"1\r\nx\r\n"] * 10, gap_s=0.1)
+        await peer.send(CHUNKED, *[b"1\r\nx\r\n"] * 10, gap_s=0.25)
         await peer.until_closed()
 
-    async with WireBackend(script) as backend, opened(idle_s=0.6) as upstream:
+    async with WireBackend(script) as backend, opened(idle_s=2) as upstream:
         response = await upstream.send(backend.url, call())
         got = bytearray(response.first)
         with pytest.raises(BackendTimeoutError):
