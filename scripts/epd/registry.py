@@ -38,7 +38,7 @@ def push(root: Path, tags: Mapping[str, str], prefix: str) -> dict[str, str]:
         code = command.follow("docker", "push", tag, on_line=lines.append, timeout_s=_TRANSFER_TIMEOUT_S)
         digest = _digest(lines)
         if code != 0 or not digest:
-            raise _refused(f"cannot push {tag}", lines, code)
+            raise _refused("push", tag, lines)
         print(f"  {digest}", flush=True)
         pushed[tag.removeprefix(prefix)] = digest
     _lock(root, pushed)
@@ -105,7 +105,7 @@ def _pull(wanted: str) -> str:
     digest = _digest(lines)
     if reason is None and digest:
         return digest
-    raise _refused(f"cannot pull {wanted}", [*lines, reason or "no digest named"], None if reason is None else 1)
+    raise _refused("pull", wanted, [*lines, reason or "the engine named no digest"])
 
 
 def _digest(lines: list[str]) -> str:
@@ -113,15 +113,14 @@ def _digest(lines: list[str]) -> str:
     return found[-1] if found else ""
 
 
-def _refused(what: str, lines: list[str], code: int | None) -> StepError:
-    """Return the error for what a registry did not do, with the advice that fits its words."""
-    said = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
-    name = what.rsplit(maxsplit=1)[-1]
-    host = name.partition("/")[0]
+def _refused(verb: str, name: str, lines: list[str]) -> StepError:
+    """Return the error for what a registry did not do, with the advice that fits its last words."""
+    said = next((line for line in reversed(lines) if line.strip()), "nothing")
     fix = "name the registry with REGISTRY=registry.example/team/, or build instead: `make build`"
     if "@" in name and any(word in said.lower() for word in ("not found", "unknown")):
         fix = f"push these images to it, or take the tag as it is now: `mv {image_lock.FILE} {image_lock.FILE}.old`"
     for words, advice in _ADVICE:
         if any(word in said.lower() for word in words):
-            fix = advice.format(host=host)
-    return StepError(what, expected="a registry that answers and has it, or takes it", found=said, fix=fix)
+            fix = advice.format(host=name.partition("/")[0])
+    expected = "a registry that takes it" if verb == "push" else "a registry that has it"
+    return StepError(f"cannot {verb} {name}", expected=expected, found=said, fix=fix)
