@@ -95,6 +95,9 @@ unit: venv ## unit tests that need neither vLLM nor a running stack
 test-connector: ## connector tests, inside the image that serves
 	@$(EPD) test-connector $(PYTEST_ARGS)
 
+test-faults: venv ## live tests of the embeddings' store: kill, hang, fill and corrupt it; writes docs/ec-faults.md
+	@$(EPD) test-faults $(PYTEST_ARGS)
+
 check-ascend-image: venv ## build the Ascend image on a stand-in for CANN's: all that runs without CANN
 	@$(EPD) check-ascend-image $(PYTEST_ARGS)
 

@@ -171,11 +171,20 @@ def status(_: Context, __: list[str]) -> int:
 
 def smoke(it: Context, words: list[str]) -> int:
     """Run the live tests; they start a stack of their own beside the one that `make up` started."""
+    return _test_live(it, "tests/smoke", words)
+
+
+def test_faults(it: Context, words: list[str]) -> int:
+    """Run the live tests of what befalls the store of embeddings."""
+    return _test_live(it, "tests/faults", words)
+
+
+def _test_live(it: Context, folder: str, words: list[str]) -> int:
     prepare_engine(it)
     tags = provide_images(it, images.SERVED, pull=it.settings.pull)
     environment = {"EPD_IMAGE": tags["cpu"], "EPD_PROXY_IMAGE": tags["proxy"]}
     return command.attach(
-        str(venv.program(ROOT, "pytest")), "tests/smoke", *words, env=environment, fix="remove .venv, then `make venv`"
+        str(venv.program(ROOT, "pytest")), folder, *words, env=environment, fix="remove .venv, then `make venv`"
     )
 
 
@@ -241,6 +250,7 @@ COMMANDS: dict[str, tuple[Callable[[Context, list[str]], int], str]] = {
     "logs": (logs, "follow the logs"),
     "status": (status, "show how the stack is"),
     "smoke": (smoke, "live tests in containers"),
+    "test-faults": (test_faults, "live tests of what befalls the store of embeddings"),
     "test-connector": (test_connector, "the connector's tests, in the image"),
     "check-ascend-image": (check_ascend_image, "build the Ascend image on a stand-in for CANN's"),
     "venv": (make_venv, "make the virtual environment of the tests"),

@@ -9,7 +9,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,10 @@ class Stack:
 
     topology: str
     proxy_port: int
+    overlays: tuple[str, ...] = ("tests/smoke/monolith.yaml",)
+    """Compose files over the topology's."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """EPD_ variables and their values."""
 
     @property
     def url(self) -> str:
@@ -42,12 +46,12 @@ class Stack:
 
     def compose(self, *words: str, timeout_s: float = 120, check: bool = True) -> str:
         """Run `docker compose WORDS` on the stack; return what it printed."""
-        files = ["-f", f"compose/{self.topology}.yaml", "-f", "tests/smoke/monolith.yaml"]
+        files = [word for path in (f"compose/{self.topology}.yaml", *self.overlays) for word in ("-f", path)]
         # Nothing of the caller's own stack leaks in: neither its .env nor its shell variables.
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("EPD_", "COMPOSE_"))}
         # `make smoke` names the images it built.
         environ |= {name: os.environ[name] for name in ("EPD_IMAGE", "EPD_PROXY_IMAGE") if name in os.environ}
-        environ |= {"EPD_PROXY_PORT": str(self.proxy_port)}
+        environ |= {"EPD_PROXY_PORT": str(self.proxy_port), **dict(self.settings)}
         done = subprocess.run(
             ["docker", "compose", "--env-file", "/dev/null", "-p", PROJECT, *files, *words],
             cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout_s, check=False,
@@ -94,15 +98,24 @@ class Stack:
             time.sleep(1)
         raise TimeoutError(f"{service} was not healthy within {timeout_s:.0f} s:\n{self.logs(service)}")
 
+    def wait_ready(self, timeout_s: float = 60) -> None:
+        """Wait until the proxy has an instance for every stage."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            with suppress(OSError), urllib.request.urlopen(f"{self.url}/ready", timeout=5):
+                return
+            time.sleep(0.2)
+        raise TimeoutError(f"the proxy was not ready within {timeout_s:.0f} s:\n{self.logs('proxy')}")
+
     def logs(self, *services: str, lines: int = 60) -> str:
         """Return the last lines that services logged."""
         return self.compose("logs", "--no-color", "--tail", str(lines), *services, check=False)
 
 
 @contextmanager
-def running_stack(topology: str) -> Iterator[Stack]:
+def running_stack(topology: str, *overlays: str, **settings: str) -> Iterator[Stack]:
     """Start a topology and its yardstick from nothing; write its logs to build/ and remove it afterwards."""
-    stack = Stack(topology, free_port())
+    stack = Stack(topology, free_port(), ("tests/smoke/monolith.yaml", *overlays), tuple(settings.items()))
     stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
     try:
         stack.compose("up", "--detach", "--wait", "--pull", "never", timeout_s=START_TIMEOUT_S)
@@ -111,7 +124,7 @@ def running_stack(topology: str) -> Iterator[Stack]:
         print(stack.logs())
         raise
     finally:
-        log = ROOT / "build" / f"smoke-{topology}.log"
+        log = ROOT / "build" / f"smoke-{topology}{'-'.join(('', *(Path(path).stem for path in overlays)))}.log"
         log.parent.mkdir(exist_ok=True)
         log.write_text(stack.logs(lines=5000))
         stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "5", check=False)

@@ -72,14 +72,14 @@ class ECMooncakeStoreConnector(ECConnectorBase):
             features = [feature for feature in read_features(request) if feature.end > num_computed_tokens]
             return self._scheduling().ensure_available(request.request_id, features)
 
-        return self._guard(ensure, True)
+        return self._guard_scheduler(ensure, True)
 
     def has_cache_item(self, identifier: str) -> bool:
         """Return True when the item lies verified in the slab.
 
         No I/O, unless vLLM did not announce the request in ``ensure_cache_available``: then it is fetched now, bounded.
         """
-        return self._guard(lambda: self._scheduling().has_item(identifier, find_lookup(identifier)), False)
+        return self._guard_scheduler(lambda: self._scheduling().has_item(identifier, find_lookup(identifier)), False)
 
     def has_caches(self, request: Any) -> list[bool]:
         """Answer for all items of a request at once, as vLLM 0.14 asks."""
@@ -88,18 +88,18 @@ class ECMooncakeStoreConnector(ECConnectorBase):
 
     def update_state_after_alloc(self, request: Any, index: int) -> None:
         """Take note of an item that vLLM made room for, to be loaded or encoded in this step."""
-        self._guard(lambda: self._scheduling().record_allocation(request.mm_features[index].identifier), None)
+        self._guard_scheduler(lambda: self._scheduling().record_allocation(request.mm_features[index].identifier), None)
 
     def build_connector_meta(self, scheduler_output: Any) -> ECConnectorMetadata:
         """Return the step's loads."""
-        metadata = self._guard(
+        metadata = self._guard_scheduler(
             lambda: self._scheduling().close_step(
                 finished_request_ids=scheduler_output.finished_req_ids,
                 evicted_item_ids=scheduler_output.free_encoder_mm_hashes,
             ),
             StepMetadata(),
         )
-        self._guard(lambda: self._scheduling().send_counts(), None)
+        self._guard_scheduler(lambda: self._scheduling().send_counts(), None)
         return metadata
 
     # Worker side ----------------------------------------------------------------------------------------------
@@ -144,6 +144,10 @@ class ECMooncakeStoreConnector(ECConnectorBase):
         if self._worker is None:
             raise RuntimeError("a worker hook was called on the scheduler's connector, or after shutdown")
         return self._worker
+
+    def _guard_scheduler(self, hook: Callable[[], T], otherwise: T) -> T:
+        with self._metrics.time_hook():
+            return self._guard(hook, otherwise)
 
     def _guard(self, hook: Callable[[], T], otherwise: T) -> T:
         try:

@@ -100,6 +100,8 @@ def parse_header(data: bytes | memoryview) -> Header:
     )
     if header.payload_size_bytes != payload_size_bytes:
         raise HeaderError(f"payload size is {payload_size_bytes}, shape {header.shape} of {header.dtype} needs another")
+    if header.pack() != raw:
+        raise HeaderError("header has bytes that no writer of this version sets")
     return header
 
 

@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 
 from .config import ConfigError
 
@@ -48,6 +54,11 @@ SUMMARIES = {
     "epd_ec_deferral_seconds": "Time that a request waited for its items.",
     "epd_ec_stall_seconds": "Time that the scheduler stood still for an item, where vLLM cannot defer the request.",
 }
+HISTOGRAMS = {
+    "epd_ec_scheduler_hook_seconds": "Wall-clock time of one call of a hook on the scheduler's thread.",
+    "epd_ec_scheduler_hook_cpu_seconds": "CPU time of such a call's thread; the rest is waiting.",
+}
+BUCKETS_S = (0.001, 0.005, 0.02, 0.1)
 GAUGES = {
     "epd_ec_breaker_open": "1 while the store is not used because it is not healthy.",
     "epd_ec_slab_used_bytes": "Bytes of the shared-memory slab in use.",
@@ -71,6 +82,22 @@ class Metrics:
         """Add one observation to a summary of SUMMARIES."""
         self.count(name, seconds, "sum")
         self.count(name, 1, "count")
+
+    def distribute(self, name: str, seconds: float) -> None:
+        """Add one observation to a histogram of HISTOGRAMS."""
+        bucket = next((str(bound) for bound in BUCKETS_S if seconds <= bound), "+Inf")
+        self.count(name, 1, bucket)
+        self.count(name, seconds, "sum")
+
+    @contextmanager
+    def time_hook(self) -> Iterator[None]:
+        """Distribute the time the block takes, by the wall clock and by this thread's CPU clock."""
+        started_s, started_cpu_s = time.monotonic(), time.thread_time()
+        try:
+            yield
+        finally:
+            self.distribute("epd_ec_scheduler_hook_seconds", time.monotonic() - started_s)
+            self.distribute("epd_ec_scheduler_hook_cpu_seconds", time.thread_time() - started_cpu_s)
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
@@ -110,6 +137,12 @@ class Collector:
         for name, text in SUMMARIES.items():
             number, seconds = sums.get(f"{name}|count", 0), sums.get(f"{name}|sum", 0)
             yield SummaryMetricFamily(name, text, count_value=int(number), sum_value=seconds)
+        for name, text in HISTOGRAMS.items():
+            total, buckets = 0.0, []
+            for bound in (*map(str, BUCKETS_S), "+Inf"):
+                total += sums.get(f"{name}|{bound}", 0)
+                buckets.append((bound, total))
+            yield HistogramMetricFamily(name, text, buckets=buckets, sum_value=sums.get(f"{name}|sum", 0))
         for name, text in GAUGES.items():
             yield GaugeMetricFamily(name, text, value=self._gauges[name]())
 
