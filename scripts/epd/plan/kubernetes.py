@@ -41,6 +41,11 @@ class Cluster:
     model_folder: str
     """Folder of the model on the volume `models`, mounted at /models; empty for a hub id or a path in the image."""
     served_model_name: str
+    vllm_environment: Mapping[str, str]
+    """What every vLLM instance is told beside what the plan says."""
+    extra_args: Mapping[str, str]
+    """Further vLLM arguments of a role, as a shell reads them."""
+    proxy_environment: Mapping[str, str]
     memory_bytes: int
     """Memory of a vLLM container."""
     npu_resource: str
@@ -101,7 +106,10 @@ def _vllm_pod(cluster: Cluster, role: str) -> dict[str, Any]:
         "EPD_MAX_MODEL_LEN": str(limits.max_model_len),
         "EPD_MAX_NUM_SEQS": str(limits.max_num_seqs),
         **pods.role_environment(cluster.topology, role),
+        **cluster.vllm_environment,
     }
+    if role in cluster.extra_args:
+        environment["EPD_EXTRA_ARGS"] = cluster.extra_args[role]
     if "/" in cluster.model and not cluster.model.startswith("/"):
         environment["HF_HUB_OFFLINE"] = "0"
     accelerator = {cluster.npu_resource: str(span.cards)} if cluster.npu_resource else {}
@@ -136,7 +144,10 @@ def _proxy(cluster: Cluster) -> list[dict[str, Any]]:
         words += ["--metaserver-host", "0.0.0.0", "--metaserver-advertise-url", f"http://metaserver:{METASERVER}"]
         # Not part of the service that clients are given: decode instances alone call it.
         services.append(_service("metaserver", {"ports": [{"name": "http", "port": METASERVER}]}, selects="proxy"))
-    return [_deployment("proxy", pods.proxy(cluster.images["EPD_PROXY_IMAGE"], words)), *services]
+    return [
+        _deployment("proxy", pods.proxy(cluster.images["EPD_PROXY_IMAGE"], words, cluster.proxy_environment)),
+        *services,
+    ]
 
 
 def _urls(role: str, count: int) -> list[str]:

@@ -102,10 +102,10 @@ def pool(role: str, *, hardware: str, image: str, size_mb: int, memory_mib: int)
     return _pod(container, volumes, grace_s=30)
 
 
-def proxy(image: str, words: Sequence[str]) -> dict[str, Any]:
-    """Return the pod of the proxy with its arguments."""
+def proxy(image: str, words: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the pod of the proxy with its arguments and settings."""
     mounts, volumes = _scratch(shm=False)
-    container = _container("proxy", image, list(words), env=[], mounts=mounts, limits={"memory": "2Gi"})
+    container = _container("proxy", image, list(words), env=_env(environment), mounts=mounts, limits={"memory": "2Gi"})
     container["ports"] = [{"name": "http", "containerPort": 8000}]
     container["livenessProbe"] = {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 10}
     container["readinessProbe"] = {"httpGet": {"path": "/ready", "port": 8000}, "periodSeconds": 5}

@@ -31,6 +31,9 @@ def cluster(name="1e1p1d", hardware="a2", parallel=None, **changes):
         "model": "/models",
         "model_folder": "Qwen3-VL-8B-Instruct",
         "served_model_name": "Qwen3-VL-8B-Instruct",
+        "vllm_environment": {"HCCL_BUFFSIZE": "1024"},
+        "extra_args": {"encode": "--seed 7"},
+        "proxy_environment": {"EPD_PROXY_MAX_RETRIES": "3"},
         "memory_bytes": 128 << 30,
         "npu_resource": kubernetes.NPU_RESOURCE.get(hardware, ""),
     }
@@ -107,7 +110,7 @@ def test_the_proxy_asks_each_instance_where_that_listens(name, hardware, monkeyp
     """The whole way: what the pod of an instance is told, what its entrypoint makes of it, what the proxy is told."""
     monkeypatch.setattr(os, "access", lambda *_: True)  # the model is on the volume
     found = pods(cluster(name, hardware))
-    told = load_config(found["proxy"][1]["containers"][0]["args"], {})
+    told = load_config(found["proxy"][1]["containers"][0]["args"], environment(found["proxy"][1]))
     stages = told.topology.stages()
     listening = {}
     for role, (replicas, pod) in found.items():
