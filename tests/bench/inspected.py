@@ -32,7 +32,7 @@ def state(app: web.Application) -> dict[str, Any]:
         "cost": sum(endpoint.active_cost for endpoint in endpoints),
         "bodies_bytes": app[HANDLERS].bodies.held_bytes,
         "handlers": repr(app[HANDLERS]),
-        "upstream": repr(app[STAGES].upstream),
+        "connections_in_use": app[STAGES].upstream.in_use,
         "flow": repr(app[FLOW]) if "running" in repr(app[FLOW]) else "",
     }
 

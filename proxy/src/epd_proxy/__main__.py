@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(sys.argv[1:] if argv is None else argv, os.environ)
         logs.set_up(config.logging.level, config.logging.style)
+        _allow_files()
         if config.listen.workers > 1:
             return run_workers(config, _serve)
         return _serve(config)
@@ -45,6 +47,12 @@ def _refuse(error: ConfigError) -> int:
     sys.stderr.write(f"epd-proxy: {len(error.faults)} {noun} in the configuration:\n")
     sys.stderr.writelines(f"  - {fault}\n" for fault in error.faults)
     return 2
+
+
+def _allow_files() -> None:
+    """Raise the number of open files to what is allowed: each stream takes two, and 1024 is a usual default."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _fail(error: OSError) -> int:

@@ -29,6 +29,11 @@ class Upstream:
     def __repr__(self) -> str:
         return f"<Upstream open={len(self._open)} kept={len(self._kept)}>"
 
+    @property
+    def in_use(self) -> int:
+        """Number of connections that something is under way on."""
+        return len(self._open) - len(self._kept)
+
     async def start(self) -> None:
         """Begin to close connections that nobody uses; needs a running loop."""
         self._sweep = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._drop_old)
