@@ -116,8 +116,16 @@ def deep_part(depth: int) -> bytes:
     return b'{"messages": [{"role": "user", "content": [%b]}]}' % part
 
 
+def deep_uuid(depth: int) -> bytes:
+    return deep_part(depth).replace(b'"x":', b'"uuid":')
+
+
+def deep_options(depth: int) -> bytes:
+    return deep_part(1)[:-1] + b', "mm_processor_kwargs": {"x":' + b"[" * depth + b"]" * depth + b"}}"
+
+
 @pytest.mark.parametrize("depth", [200, 253, 254, 255, 300, 1000, 1022, 1024, 5000])
-@pytest.mark.parametrize("make", [nested, deep_part])
+@pytest.mark.parametrize("make", [nested, deep_part, deep_uuid, deep_options])
 def test_nesting_is_told(fuzzed: Fuzzed, make: Any, depth: int) -> None:
     """orjson reads 1024 deep and writes 254 deep: what lies between, and has to be written anew, is refused."""
     reply = fuzzed.post(make(depth), CHAT)

@@ -10,6 +10,7 @@ from typing import TextIO
 import orjson
 
 access_log = logging.getLogger("epd_proxy.access")
+_ACCESS_MESSAGE = "request"
 
 
 @dataclass(slots=True)
@@ -49,15 +50,19 @@ class AccessRecord:
         """Return what is worth a place on the line; empty values are left out, times are rounded to 0.1 ms."""
         values: dict[str, object] = {
             "request_id": self.request_id, "method": self.method, "path": self.path, "status": self.status,
-            "total_s": round(self.elapsed_s(), 4), "first_byte_s": round(self.first_byte_s, 4),
-            "encode_s": round(self.encode_s, 4), "model": self.model, "stream": self.stream, "items": self.items,
+            "total_s": self.elapsed_s(), "first_byte_s": self.first_byte_s,
+            "encode_s": self.encode_s, "model": self.model, "stream": self.stream, "items": self.items,
             "encoded": self.encoded, "encode_endpoints": self.encode_endpoints, "handshake": self.handshake,
-            "callback_s": round(self.callback_s, 4), "prefill_s": round(self.prefill_s, 4),
+            "callback_s": self.callback_s, "prefill_s": self.prefill_s,
             "prefill_endpoints": self.prefill_endpoints, "endpoint": self.endpoint, "attempts": self.attempts,
             "bytes_in": self.bytes_in, "bytes_out": self.bytes_out, "client": self.client, "key": self.key,
             "trace_id": self.trace_id, "error": self.error,
         }  # fmt: skip
-        return {name: value for name, value in values.items() if value or name == "status"}
+        return {
+            name: round(value, 4) if type(value) is float else value
+            for name, value in values.items()
+            if value or name == "status"
+        }
 
 
 class JsonFormatter(logging.Formatter):
@@ -90,6 +95,22 @@ class TextFormatter(logging.Formatter):
         return line + "".join(f" {name}={value}" for name, value in fields.items())
 
 
+class AccessHandler(logging.StreamHandler[TextIO]):
+    """Writes an access line as the formatter would, without making a log record first: that takes twice as long."""
+
+    def write(self, level: int, record: AccessRecord) -> None:
+        """Write the line of ``record``."""
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "level": logging.getLevelName(level).lower(),
+            "logger": access_log.name,
+            "message": _ACCESS_MESSAGE,
+            **record.fields(),
+        }
+        self.stream.write(orjson.dumps(line).decode() + self.terminator)
+        self.flush()
+
+
 def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
     """Log to ``stream`` (standard error by default); ``style`` is json, text, or auto: text on a terminal only."""
     out = stream or sys.stderr
@@ -97,6 +118,9 @@ def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
     text = style == "text" or (style == "auto" and out.isatty())
     handler.setFormatter(TextFormatter() if text else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    if not text:
+        access_log.handlers = [AccessHandler(out)]
+        access_log.propagate = False
     # What no line of ours shows need not be found out for each ("Optimization" in logging's documentation).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
@@ -105,5 +129,10 @@ def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
 def log_access(record: AccessRecord) -> None:
     """Write the one canonical line of a finished request."""
     level = logging.WARNING if record.status >= 500 else logging.INFO
-    if access_log.isEnabledFor(level):
-        access_log.log(level, "request", extra={"fields": record.fields()})
+    if not access_log.isEnabledFor(level):
+        return
+    handler = access_log.handlers[0] if access_log.handlers else None
+    if isinstance(handler, AccessHandler):
+        handler.write(level, record)
+    else:
+        access_log.log(level, _ACCESS_MESSAGE, extra={"fields": record.fields()})

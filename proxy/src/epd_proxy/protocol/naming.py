@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import blake3
-import orjson
+
+from .writing import write_sorted
 
 # They change what the encoder makes of the same content. vLLM mixes the first into a uuid, but never the second: by
 # itself it takes one picture for the same on any background colour (ImageMediaIO, 0.23).
@@ -30,7 +31,7 @@ class Namer:
         """Return the name of inline ``content``: the same for the same content and options of one tenant."""
         if self._content is None:
             options = {name: self._document[name] for name in _OPTIONS if self._document.get(name)}
-            self._content = self._begin("content", orjson.dumps(options, option=orjson.OPT_SORT_KEYS))
+            self._content = self._begin("content", write_sorted(options))
         hashed = self._content.copy()
         _add(hashed, modality.encode(), media_type.encode())
         hashed.update(content)
@@ -39,7 +40,7 @@ class Namer:
 
     def name_given(self, given: object) -> str:
         """Return the name for a uuid that the client gave: it holds for this tenant alone."""
-        hashed = self._begin("uuid", orjson.dumps(given))
+        hashed = self._begin("uuid", write_sorted(given))
         self.used = True
         return hashed.hexdigest()
 
