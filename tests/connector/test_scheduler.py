@@ -195,6 +195,64 @@ def test_earlier_miss_is_asked_again_for_a_later_request(
     assert worker.receive() == [Fetch("a", 4)]
 
 
+def poll(scheduler: ConsumerScheduler, worker: FakeWorker, clock: Clock, answer: Reply) -> bool:
+    """Let the request ask once more, and the worker answer."""
+    clock.now_s += 0.03
+    assert not scheduler.ensure_available("r", [feature("a")], True)
+    assert worker.receive() == [Fetch("a", 4)]
+    worker.send(answer)
+    return scheduler.ensure_available("r", [feature("a")], True)
+
+
+def test_items_on_their_way_are_waited_for(
+    scheduler: ConsumerScheduler, worker: FakeWorker, clock: Clock, metrics: Metrics
+) -> None:
+    for _ in range(60):  # longer than fetch_timeout_ms
+        assert not poll(scheduler, worker, clock, Missing("a", "absent"))
+        assert not scheduler.ensure_available("r", [feature("a")], True)
+        assert worker.receive() == []  # not before a while
+    assert poll(scheduler, worker, clock, ready("a"))
+    load(scheduler, "a")
+    counts = metrics.snapshot()
+    assert counts.get("epd_ec_misses|absent", 0) == counts.get("epd_ec_deadlines|", 0) == 0
+
+
+def test_the_wait_for_items_on_their_way_has_an_end(
+    scheduler: ConsumerScheduler, worker: FakeWorker, clock: Clock, metrics: Metrics
+) -> None:
+    for _ in range(160):
+        assert not poll(scheduler, worker, clock, Missing("a", "absent"))
+    clock.now_s += 0.5
+    assert scheduler.ensure_available("r", [feature("a")], True)
+    assert not scheduler.has_item("a")
+    worker.receive()
+    for _ in range(3):
+        clock.now_s += 1
+        assert scheduler.ensure_available("r", [feature("a")], True)
+    assert worker.receive() == []
+    counts = metrics.snapshot()
+    assert counts["epd_ec_misses|absent"] == counts["epd_ec_deadlines|"] == 1
+
+
+@pytest.mark.parametrize("reason", ["store_down", "corrupt", "wrong_rows", "too_large"])
+def test_only_an_absent_item_may_still_come(
+    scheduler: ConsumerScheduler, worker: FakeWorker, clock: Clock, reason: str
+) -> None:
+    assert poll(scheduler, worker, clock, Missing("a", reason))
+
+
+def test_who_does_not_wait_is_not_held_up_by_who_does(
+    scheduler: ConsumerScheduler, worker: FakeWorker, clock: Clock
+) -> None:
+    assert not poll(scheduler, worker, clock, Missing("a", "absent"))
+    clock.now_s += 0.01
+    assert not scheduler.ensure_available("other", [feature("a")])
+    assert worker.receive() == [Fetch("a", 4)]
+    worker.send(Missing("a", "absent"))
+    assert scheduler.ensure_available("other", [feature("a")])
+    assert not scheduler.ensure_available("r", [feature("a")], True)
+
+
 def test_full_slab_gives_up_loaded_items_only(scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
     make_ready(scheduler, worker, "loaded", offset=256)
     load(scheduler, "loaded")

@@ -214,6 +214,15 @@ def read_features(request: Any) -> list[Feature]:
     ]
 
 
+def awaits_arrival(request: Any) -> bool:
+    """Return whether the sender of a request says that its items are being encoded elsewhere at this moment.
+
+    ``vllm_xargs`` of the OpenAI APIs become ``extra_args``; a pooling request has no sampling parameters.
+    """
+    extra = getattr(getattr(request, "sampling_params", None), "extra_args", None)
+    return isinstance(extra, dict) and bool(extra.get("ec_items_pending"))
+
+
 def _count_rows(position: Any) -> int:
     rows = position.get_num_embeds  # a property in 0.14, a method since
     return int(rows() if callable(rows) else rows)

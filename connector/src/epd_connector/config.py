@@ -36,6 +36,7 @@ class ConnectorConfig:
     slab_size_mb: int = 256
     fetch_timeout_ms: int = 500
     sync_fetch_timeout_ms: int = 200
+    arrival_timeout_ms: int = 5000
     publish_timeout_ms: int = 1000
     probe_interval_ms: int = 1000
     ready_ttl_s: int = 60
@@ -55,6 +56,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "slab_size_mb": (1, 1 << 20),
     "fetch_timeout_ms": (1, 60_000),
     "sync_fetch_timeout_ms": (0, 10_000),
+    "arrival_timeout_ms": (1, 60_000),
     "publish_timeout_ms": (1, 60_000),
     "probe_interval_ms": (50, 60_000),
     "ready_ttl_s": (1, 86_400),

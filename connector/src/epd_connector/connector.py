@@ -16,6 +16,7 @@ from .compat import (
     EncoderCache,
     Engine,
     adopt_logging,
+    awaits_arrival,
     describe_engine,
     find_device,
     find_faults,
@@ -70,7 +71,7 @@ class ECMooncakeStoreConnector(ECConnectorBase):
         def ensure() -> bool:
             # Positions below num_computed_tokens come from the KV cache: their embeddings are not needed.
             features = [feature for feature in read_features(request) if feature.end > num_computed_tokens]
-            return self._scheduling().ensure_available(request.request_id, features)
+            return self._scheduling().ensure_available(request.request_id, features, awaits_arrival(request))
 
         return self._guard_scheduler(ensure, True)
 

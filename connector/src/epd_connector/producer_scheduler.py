@@ -33,7 +33,12 @@ class ProducerScheduler:
         self._waits: dict[str, tuple[float, set[str]]] = {}
         self._counts = CountsSender(link, metrics)
 
-    def ensure_available(self, request_id: str, features: Sequence[Feature]) -> bool:
+    def ensure_available(
+        self,
+        request_id: str,
+        features: Sequence[Feature],
+        arriving: bool = False,  # noqa: ARG002 - as a consumer's
+    ) -> bool:
         """Return True when the store has every item that vLLM would not encode again, or after the time limit."""
         self._receive()
         now_s = self._clock()

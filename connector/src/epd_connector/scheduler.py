@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 MAX_FETCHING = 4096
 MAX_MISSES = 65_536
+# An item that is awaited is looked for so often.
+ARRIVAL_POLL_S = 0.025
 
 
 class State(enum.Enum):
@@ -42,15 +44,20 @@ class Item:
     changed_at_s: float
     used_at_s: float
     location: Location | None = None
+    is_absent: bool = False
+    """Whether it is MISSED since the store does not have it."""
+    is_awaited: bool = False
+    """Whether it is FETCHING for a request whose items are on their way: then absent is not yet a miss."""
     loaded_in_step: int = 0
     """Last step whose metadata asked the workers to copy it; 0 for none."""
 
 
 @dataclass(slots=True)
 class Wait:
-    """One request that waits or waited for its items."""
+    """One request that waits or waited for its items. ``arriving``: they are being encoded while it waits."""
 
     started_at_s: float
+    arriving: bool = False
     was_deferred: bool = False
     is_over: bool = False
 
@@ -66,6 +73,7 @@ class ConsumerScheduler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fetch_timeout_s = config.fetch_timeout_ms / 1000
+        self._arrival_timeout_s = config.arrival_timeout_ms / 1000
         self._ready_ttl_s = config.ready_ttl_s
         self._link = link
         self._metrics = metrics
@@ -85,24 +93,31 @@ class ConsumerScheduler:
         counts = ", ".join(f"{states.count(state)} {state.name.lower()}" for state in State)
         return f"<ConsumerScheduler: {counts}, {len(self._waits)} requests, step {self._step}>"
 
-    def ensure_available(self, request_id: str, features: Sequence[Feature]) -> bool:
-        """Return True when every item is READY or MISSED, or the request has waited long enough."""
+    def ensure_available(self, request_id: str, features: Sequence[Feature], arriving: bool = False) -> bool:
+        """Return True when every item is READY or MISSED, or the request has waited long enough.
+
+        ``arriving``: the items are being encoded elsewhere, so one that the store does not have yet is no miss before
+        ``arrival_timeout_ms`` are over.
+        """
         self._receive()
         now_s = self._clock()
         wait = self._waits.get(request_id)
         if wait is None:
-            wait = self._waits[request_id] = Wait(now_s)
+            wait = self._waits[request_id] = Wait(now_s, arriving)
         if wait.is_over:
             return True
         # No short cut at the first pending item: all are asked for at once.
         settled = [self._is_settled(feature, wait, now_s) for feature in features]
-        is_late = now_s - wait.started_at_s >= self._fetch_timeout_s
+        limit_s = self._arrival_timeout_s if wait.arriving else self._fetch_timeout_s
+        is_late = now_s - wait.started_at_s >= limit_s
         if not all(settled) and not is_late:
             wait.was_deferred = True
             return False
-        if any(self._is_fetching(feature.item_id) for feature in features):
+        if not all(settled) or any(self._is_fetching(feature.item_id) for feature in features):
             self._metrics.count("epd_ec_deadlines")
             wait.is_over = True
+            if wait.arriving:
+                self._count_absent(features)
         elif wait.was_deferred:
             self._metrics.observe("epd_ec_deferral_seconds", now_s - wait.started_at_s)
             wait.was_deferred = False
@@ -180,25 +195,35 @@ class ConsumerScheduler:
             self._drop(feature.item_id)
             item = None
         if item is None:
-            return self._ask(feature, now_s)
+            return self._ask(feature, now_s, awaited=wait.arriving)
         self._touch(feature.item_id, now_s)
+        if wait.arriving and item.is_absent:
+            if now_s - item.changed_at_s >= ARRIVAL_POLL_S:
+                self._ask(feature, now_s, awaited=True)
+            return False
         if item.state is State.MISSED and item.changed_at_s < wait.started_at_s:
             # It may have been published since: the proxy sends a request here after its items were encoded.
-            return self._ask(feature, now_s)
+            return self._ask(feature, now_s, awaited=wait.arriving)
         # A fetch that hangs delays the requests of its own time, not every later one.
         return item.state is not State.FETCHING or now_s - item.changed_at_s >= self._fetch_timeout_s
+
+    def _count_absent(self, features: Sequence[Feature]) -> None:
+        for feature in features:
+            item = self._items.get(feature.item_id)
+            if item is not None and (item.is_absent or item.is_awaited):
+                self._metrics.count("epd_ec_misses", label="absent")
 
     def _is_fetching(self, item_id: str) -> bool:
         item = self._items.get(item_id)
         return item is not None and item.state is State.FETCHING
 
-    def _ask(self, feature: Feature, now_s: float) -> bool:
+    def _ask(self, feature: Feature, now_s: float, *, awaited: bool) -> bool:
         reason = self._find_obstacle(feature)
         if reason:
             self._miss(feature.item_id, feature.rows, reason)
             return True
         self._forget(feature.item_id)
-        self._items[feature.item_id] = Item(State.FETCHING, feature.rows, now_s, now_s)
+        self._items[feature.item_id] = Item(State.FETCHING, feature.rows, now_s, now_s, is_awaited=awaited)
         self._fetching += 1
         self._link.send(Fetch(feature.item_id, feature.rows))
         return False
@@ -230,7 +255,7 @@ class ConsumerScheduler:
             self._fetching -= 1
             item.state, item.location, item.changed_at_s = State.READY, reply.location, self._clock()
         elif isinstance(reply, Missing):
-            self._miss(reply.item_id, item.rows, reply.reason)
+            self._miss(reply.item_id, item.rows, reply.reason, awaited=item.is_awaited)
         elif isinstance(reply, NoRoom):
             self._make_room(reply.item_id, item)
 
@@ -243,11 +268,12 @@ class ConsumerScheduler:
         self._drop(idle[0])
         self._link.send(Fetch(item_id, item.rows))
 
-    def _miss(self, item_id: str, rows: int, reason: str) -> None:
+    def _miss(self, item_id: str, rows: int, reason: str, *, awaited: bool = False) -> None:
         self._forget(item_id)
         now_s = self._clock()
-        self._items[item_id] = Item(State.MISSED, rows, now_s, now_s)
-        self._metrics.count("epd_ec_misses", label=reason)
+        self._items[item_id] = Item(State.MISSED, rows, now_s, now_s, is_absent=reason == "absent")
+        if not (awaited and reason == "absent"):
+            self._metrics.count("epd_ec_misses", label=reason)
 
     def _drop(self, item_id: str) -> None:
         item = self._items[item_id]

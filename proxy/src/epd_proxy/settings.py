@@ -84,6 +84,9 @@ _SETTINGS = (
              "for which it is, before one request at a time may try it", kind=float),
     _Setting("--known-items-ttl-s", "KNOWN_ITEMS_TTL_S", Items.known_ttl_s,
              "for which an encoded item is taken to be in the store, and not encoded again; 0 is never", kind=float),
+    _Setting("--consumers-wait", "CONSUMERS_WAIT", Items.consumers_wait,
+             "on: --prefill-decode instances get a request while its items are being encoded, and wait for them; they "
+             "need vLLM 0.23 or later and this project's EC connector"),
     _Setting("--store", "STORE_URLS", (), "what holds the embeddings (GET /health): when one goes down, all are gone",
              several=True),
     _Setting("--item-key-file", "ITEM_KEY_FILE", "", "file with the secret in the names of items, for proxies that "
@@ -207,6 +210,7 @@ def _build_items(values: Mapping[str, Any], faults: list[str]) -> Items:
     items = Items(
         tenant_headers=tuple(name for name in values["tenant_headers"] if name != "none"),
         known_ttl_s=values["known_items_ttl_s"],
+        consumers_wait=values["consumers_wait"],
         store=tuple(url.rstrip("/") for url in values["store"]),
     )
     try:

@@ -14,22 +14,27 @@ _POLICIES = ("least_loaded", "power_of_two", "prefix", "session")
 
 @dataclass(frozen=True)
 class Items:
-    """How media items are named, and for how long the store is trusted to hold them.
+    """How media items are named, where they are stored, and how long they are trusted to be there.
 
     ``key`` (32 bytes) goes into every name: proxies that share it share embeddings. ``tenant_headers`` tell whose items
-    a request's are. ``store`` has URLs to probe: embeddings are gone when one of them goes down.
+    a request's are. ``store`` has URLs to probe: embeddings are gone when one of them goes down. ``consumers_wait``:
+    prefill/decode instances wait for items that are being encoded.
     """
 
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     tenant_headers: tuple[str, ...] = ("authorization", "x-api-key")
     known_ttl_s: float = 60.0
+    consumers_wait: str = "off"
     store: tuple[str, ...] = ()
 
     def faults(self) -> list[str]:
         """Return what is wrong, one sentence each."""
-        if self.known_ttl_s >= 0:
-            return []
-        return [f"--known-items-ttl-s: expected 0 (off) or more seconds, found {self.known_ttl_s:g}"]
+        found = []
+        if not self.known_ttl_s >= 0:
+            found.append(f"--known-items-ttl-s: expected 0 (off) or more seconds, found {self.known_ttl_s:g}")
+        if self.consumers_wait not in ("on", "off"):
+            found.append(f"--consumers-wait: expected on or off, found {self.consumers_wait}")
+        return found
 
 
 @dataclass(frozen=True)

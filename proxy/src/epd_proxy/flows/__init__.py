@@ -36,5 +36,5 @@ def choose_flow(stages: Stages, metaserver: Metaserver | None) -> Flow:
     if metaserver:
         return LayerwiseFlow(stages, metaserver)
     if "decode" not in stages.pools:
-        return ColocatedFlow(stages, stages.pools["prefill_decode"])
+        return ColocatedFlow(stages, stages.pools["prefill_decode"], overlap=stages.config.items.consumers_wait == "on")
     return PullFlow(stages) if stages.config.handshake.name == Handshake.PULL.value else BootstrapFlow(stages)

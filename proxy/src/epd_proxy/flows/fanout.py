@@ -27,37 +27,45 @@ class EncodeFanout:
         self._pool = stages.pools.get("encode")
         self._flights = Flights()
 
-    async def run(self, job: Job) -> None:
-        """Return when every item of the plan was encoded, or is left to the next stage.
+    def has_work(self, job: Job) -> bool:
+        """Whether an item of the plan has to be encoded, and an encode instance may do it."""
+        known = self._stages.known
+        return bool(self._pool and self._pool.has_untried(()) and any(i.name not in known for i in job.plan.encode))
+
+    async def run(self, job: Job) -> bool:
+        """Return when every item of the plan was encoded, or is left to the next stage: then False.
 
         Raises :class:`ProxyError` when an item is refused, or an encoder fails and the fallback is off; the other
         items' requests are closed then.
         """
         items = job.plan.encode
         if not items:
-            return
+            return True
         started = time.monotonic()
         try:
             if len(items) == 1:
-                await self._encode(job, items[0], 0)
-            else:
-                await self._encode_all(job, items)
+                return await self._encode(job, items[0], 0)
+            return await self._encode_all(job, items)
         finally:
             job.record.encode_s = time.monotonic() - started
             self._stages.metrics.encode_seconds.observe(job.record.encode_s)
 
-    async def _encode_all(self, job: Job, items: tuple[MediaItem, ...]) -> None:
+    async def _encode_all(self, job: Job, items: tuple[MediaItem, ...]) -> bool:
         try:
             async with asyncio.TaskGroup() as tasks:
-                for index, item in enumerate(items):
+                encoding = [
                     tasks.create_task(self._encode(job, item, index), name=f"encode {job.record.request_id} {index}")
+                    for index, item in enumerate(items)
+                ]
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
+        return all(task.result() for task in encoding)
 
-    async def _encode(self, job: Job, item: MediaItem, index: int) -> None:
+    async def _encode(self, job: Job, item: MediaItem, index: int) -> bool:
+        """Return whether the item is in the store now, as far as is known."""
         if item.name in self._stages.known:
             self._count(item, "known")
-            return
+            return True
         try:
             encoded = await self._flights.run(
                 item.name or f"{job.record.request_id}-{index}", lambda: self._send(job, item, index)
@@ -70,9 +78,10 @@ class EncodeFanout:
                 raise UnavailableError(f"the item could not be encoded: {error}") from error
             self._count(item, "local")
             log.warning("item %d of request %s is left to the next stage: %s", index, job.record.request_id, error)
-        else:
-            self._count(item, "encoded" if encoded else "joined")
-            job.record.encoded += encoded
+            return False
+        self._count(item, "encoded" if encoded else "joined")
+        job.record.encoded += encoded
+        return True
 
     def _count(self, item: MediaItem, outcome: str) -> None:
         self._stages.metrics.items.labels(item.modality, outcome).inc()

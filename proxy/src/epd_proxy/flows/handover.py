@@ -40,7 +40,7 @@ class Handover:
     request_id: str
     ticket: Ticket
     decode: Endpoint
-    encoding: asyncio.Task[None]
+    encoding: asyncio.Task[bool]
     failed: list[Endpoint]
     prefill: Endpoint | None = None
     answered: float | None = None

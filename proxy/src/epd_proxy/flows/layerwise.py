@@ -61,7 +61,7 @@ class LayerwiseFlow:
         """See :class:`epd_proxy.flows.interface.Flow`."""
         await self._background.close()
 
-    async def _decode(self, job: Job, encoding: asyncio.Task[None]) -> Answer:
+    async def _decode(self, job: Job, encoding: asyncio.Task[bool]) -> Answer:
         failed_prefill: list[Endpoint] = []
 
         async def open_at(answer: Answer) -> None:
@@ -70,7 +70,7 @@ class LayerwiseFlow:
         return await open_on_decode(self._stages, job, open_at, failed_prefill)
 
     async def _attempt(
-        self, job: Job, answer: Answer, encoding: asyncio.Task[None], failed_prefill: list[Endpoint]
+        self, job: Job, answer: Answer, encoding: asyncio.Task[bool], failed_prefill: list[Endpoint]
     ) -> None:
         """Open decode's answer. Raises :class:`ProxyError`; what is left to do for decode then is done aside.
 

@@ -8,6 +8,7 @@ from .encode import encode_body
 from .headers import Headers, choose_request_id, forwarded_headers, returned_headers, tenant_of, trace_id
 from .layerwise import decode_body, prefill_body, release_api, release_body, why_not_split, with_parameters
 from .media import MediaItem
+from .overlap import can_wait, pending_body
 from .pull import PULL_PREFILL, find_parameters
 from .requests import InferenceRequest, parse_request, strip_transfer_params
 
@@ -27,6 +28,7 @@ __all__ = [
     "MediaItem",
     "bootstrap_decode",
     "bootstrap_prefill",
+    "can_wait",
     "choose_request_id",
     "decode_body",
     "encode_body",
@@ -37,6 +39,7 @@ __all__ = [
     "forwarded_headers",
     "is_openai_error",
     "parse_request",
+    "pending_body",
     "prefill_body",
     "prefix_of",
     "release_api",

@@ -14,9 +14,11 @@ from .responses import names_stored
 from .weighing import check_weight
 from .writing import write_json
 
+# In `vllm_xargs`: tells our EC connector that the items are being encoded, so that it waits for them to arrive.
+ITEMS_PENDING = "ec_items_pending"
 # The stages' own business. In `vllm_xargs` too: vLLM makes them the request's extra arguments, and there the
 # connectors look.
-_RESERVED = ("kv_transfer_params", "ec_transfer_params")
+_RESERVED = ("kv_transfer_params", "ec_transfer_params", ITEMS_PENDING)
 
 _OUTPUT_TOKENS_UNKNOWN = 256
 _OUTPUT_TOKENS_MAX = 4_096
