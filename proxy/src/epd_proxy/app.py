@@ -29,6 +29,7 @@ from .pool import Pool
 from .reloads import Reloads
 from .status import Status
 from .tls import backend_context, load_certificate, read_certificate, server_context
+from .tracing import Tracing
 from .upstream import Upstream
 from .workers import Shared
 
@@ -62,7 +63,8 @@ def build_app(config: ProxyConfig, shared: Shared | None = None) -> web.Applicat
     }
     store = Pool("store", config.items.store)
     known = KnownItems(config.items.known_ttl_s, store.endpoints)
-    stages = Stages(pools, Upstream(config.timeouts, backend_context(config.tls)), config, metrics, known)
+    tracing = Tracing(config.otlp_endpoint) if config.otlp_endpoint else None
+    stages = Stages(pools, Upstream(config.timeouts, backend_context(config.tls)), config, metrics, known, tracing)
     metrics.watch_endpoints(lambda: [sample for pool in (*pools.values(), store) for sample in pool.samples()])
     metaserver = Metaserver(config.metaserver.resolved()) if wants_metaserver(config, pools) else None
     flow = choose_flow(stages, metaserver)
@@ -72,7 +74,9 @@ def build_app(config: ProxyConfig, shared: Shared | None = None) -> web.Applicat
     first = shared is None or shared.index == 0
     admin = _build_admin(config, membership, stages.upstream, reloads) if first else None
     guard, backend_key = _build_guard(config, reloads)
-    handlers = Handlers(flow, metrics, config, membership.staffed, guard=guard, backend_key=backend_key)
+    handlers = Handlers(
+        flow, metrics, config, membership.staffed, guard=guard, backend_key=backend_key, tracing=tracing
+    )
 
     app = web.Application()
     if config.access.origins:
@@ -253,3 +257,5 @@ async def _run_backends(app: web.Application) -> AsyncIterator[None]:
         await app[MEMBERSHIP].close()
         await prober.close()
         await stages.upstream.close()
+        if stages.tracing:
+            await asyncio.to_thread(stages.tracing.close)

@@ -203,12 +203,15 @@ class ProxyConfig:
     tls: TlsConfig = field(default_factory=TlsConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
     instances_file: str = ""
+    otlp_endpoint: str = ""
 
     def __post_init__(self) -> None:
         parts = (self.listen, self.topology, self.timeouts, self.retry, self.limits, self.health, self.logging,
                  self.admin, self.tls, self.access, self.items, self.balance,
                  self.admission, self.handshake)  # fmt: skip
         found = [fault for part in parts for fault in part.faults()]
+        if self.otlp_endpoint:
+            found += [f"--otlp-endpoint: {fault}" for fault in url_faults(self.otlp_endpoint)]
         found += [f"--store: {fault}" for url in self.items.store for fault in url_faults(url)]
         if self.topology.decode and self.handshake.name == "layerwise":
             found += self.metaserver.faults(self.topology.decode)

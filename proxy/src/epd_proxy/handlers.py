@@ -22,6 +22,7 @@ from .guard import BackendKey, Guard
 from .logs import AccessRecord, log_access
 from .metrics import Metrics
 from .relay import SERVER, Answer, send_answer
+from .tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,11 @@ class Handlers:
         *,
         guard: Guard | None = None,
         backend_key: BackendKey | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._guard = guard
         self._backend_key = backend_key
+        self._tracing = tracing
         self._flow = flow
         self._metrics = metrics
         self._items_max = config.limits.media_items
@@ -82,20 +85,11 @@ class Handlers:
 
     def _inference(self, api: protocol.Api) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
-            return await self.serve(request, lambda record: self._infer(api, request, record))
+            return await self.serve(request, lambda record: self.in_turn(lambda: self._infer(api, request, record)))
 
         return handle
 
     async def _infer(self, api: protocol.Api, request: web.Request, record: AccessRecord) -> web.StreamResponse:
-        await self._admission.enter()
-        try:
-            return await self._infer_admitted(api, request, record)
-        finally:
-            self._admission.leave()
-
-    async def _infer_admitted(
-        self, api: protocol.Api, request: web.Request, record: AccessRecord
-    ) -> web.StreamResponse:
         # The body is given up when the answer has begun: a stream may go on for long, and others need the memory.
         with self.bodies.share() as share:
             body = await self.bodies.read(request, share)
@@ -138,6 +132,25 @@ class Handlers:
     ) -> web.StreamResponse:
         """Let the client in, return what ``answer`` makes of its request or an error, log and count it."""
         record = _open_record(request)
+        if self._tracing is None:
+            return await self._serve(request, record, answer)
+        with self._tracing.request(request.headers, record, _route_of(request)):
+            return await self._serve(request, record, answer)
+
+    async def in_turn(self, work: Callable[[], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+        """Do ``work`` when it is its turn. Raises :class:`ProxyError` when too many others wait."""
+        await self._admission.enter()
+        try:
+            return await work()
+        finally:
+            self._admission.leave()
+
+    async def _serve(
+        self,
+        request: web.Request,
+        record: AccessRecord,
+        answer: Callable[[AccessRecord], Awaitable[web.StreamResponse]],
+    ) -> web.StreamResponse:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a handler runs in a task")
@@ -163,8 +176,7 @@ class Handlers:
             self._count(request, record)
 
     def _count(self, request: web.Request, record: AccessRecord) -> None:
-        resource = request.match_info.route.resource
-        path = resource.canonical if resource else "other"
+        path = _route_of(request)
         self._metrics.requests.labels(path, str(record.status)).inc()
         self._metrics.request_seconds.labels(path).observe(record.elapsed_s())
         if record.first_byte_s:
@@ -203,6 +215,12 @@ class Handlers:
         response = _error_response(error, record)
         self._count(request, record)
         return response
+
+
+def _route_of(request: web.Request) -> str:
+    """Return the path as it was registered: clients choose what stands in it."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource else "other"
 
 
 def _open_record(request: web.Request) -> AccessRecord:

@@ -53,30 +53,33 @@ class Passing:
 
         async def answer(record: AccessRecord) -> web.StreamResponse:
             _check(request)
-            with self._handlers.bodies.share() as share:
-                body = await self._handlers.bodies.read(request, share)
-                record.bytes_in = len(body)
-                if "json" in request.headers.get("Content-Type", "json").lower() and body:
-                    body = await run_aside(len(body), protocol.strip_transfer_params, body)
-                call = Call(
-                    request.raw_path,
-                    [*self._handlers.headers_of(request), ("X-Request-Id", record.request_id)],
-                    self._first_byte_s,
-                    body=body or None,
-                    method=request.method,
-                )
-                stored = _STORED.fullmatch(request.path) is not None
-                opened = await self._forwarding.answer(
-                    call,
-                    len(body) // protocol.CHARS_PER_TOKEN + 1,
-                    record,
-                    runs_model=stored or (request.method == "POST" and request.path not in _TOKENS),
-                    elsewhere=stored,
-                )
-                del body
-            return await self._handlers.send(opened, request, record)
+            return await self._handlers.in_turn(lambda: self._forward(request, record))
 
         return await self._handlers.serve(request, answer)
+
+    async def _forward(self, request: web.Request, record: AccessRecord) -> web.StreamResponse:
+        with self._handlers.bodies.share() as share:
+            body = await self._handlers.bodies.read(request, share)
+            record.bytes_in = len(body)
+            if "json" in request.headers.get("Content-Type", "json").lower() and body:
+                body = await run_aside(len(body), protocol.strip_transfer_params, body)
+            call = Call(
+                request.raw_path,
+                [*self._handlers.headers_of(request), ("X-Request-Id", record.request_id)],
+                self._first_byte_s,
+                body=body or None,
+                method=request.method,
+            )
+            stored = _STORED.fullmatch(request.path) is not None
+            opened = await self._forwarding.answer(
+                call,
+                len(body) // protocol.CHARS_PER_TOKEN + 1,
+                record,
+                runs_model=stored or (request.method == "POST" and request.path not in _TOKENS),
+                elsewhere=stored,
+            )
+            del body
+        return await self._handlers.send(opened, request, record)
 
 
 def _check(request: web.Request) -> None:

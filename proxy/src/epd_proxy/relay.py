@@ -17,6 +17,7 @@ from .logs import AccessRecord
 from .metrics import Metrics
 from .pool import Lease
 from .protocol import error_for, returned_headers
+from .tracing import StageSpan
 from .upstream import UpstreamResponse
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Answer:
         self.lease = lease
         self.response: UpstreamResponse | None = None
         self.whole: bytes | None = None
+        self.span: StageSpan | None = None
 
     def __repr__(self) -> str:
         return f"<Answer {self.lease.endpoint} status={self.response and self.response.status}>"
@@ -41,6 +43,8 @@ class Answer:
         """Give the lease back and the connection up; an answer still under way is aborted at the backend."""
         if self.response:
             self.response.close()
+        if self.span:
+            self.span.end(self.response.status if self.response else None, "" if self.response else "no answer")
         self.lease.release()
 
 

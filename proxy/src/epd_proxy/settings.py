@@ -141,6 +141,9 @@ _SETTINGS = (
     _Setting("--admin-host", "ADMIN_HOST", AdminConfig.host, "address to bind for operators"),
     _Setting("--admin-port", "ADMIN_PORT", AdminConfig.port, "port to bind for /admin/*, 0 for none", kind=int),
     _Setting("--admin-keys-file", "ADMIN_KEYS_FILE", "", "file with the keys of operators: KEY or NAME KEY a line"),
+    _Setting("--otlp-endpoint", "OTLP_ENDPOINT", "",
+             "http://host:port of an OpenTelemetry collector (OTLP over HTTP), which gets a span for each request and "
+             "for each instance it is sent to; needs epd-proxy[otel]"),
     _Setting("--log-level", "LOG_LEVEL", Logging.level, "debug, info, warning or error"),
     _Setting("--log-format", "LOG_FORMAT", Logging.style, "json, text, or auto: text on a terminal"),
 )  # fmt: skip
@@ -193,6 +196,7 @@ def _build(values: Mapping[str, Any], topology: Topology, items: Items) -> Proxy
         encode_fallback=values["encode_fallback"],
         admin=AdminConfig(values["admin_host"], values["admin_port"], values["admin_keys_file"]),
         instances_file=values["instances_file"],
+        otlp_endpoint=values["otlp_endpoint"].rstrip("/"),
         access=AccessConfig(values["api_keys_file"], values["backend_key_file"], values["cors_origins"]),
         tls=TlsConfig(
             values["tls_cert"],

@@ -141,6 +141,9 @@ async def send_call(stages: Stages, answer: Answer, call: Call, *, remote_media:
     Raises :class:`ProxyError` unless the client can have the answer. A stream is left open after its first bytes.
     """
     endpoint = answer.lease.endpoint
+    if stages.tracing:
+        answer.span = stages.tracing.stage(endpoint.stage, endpoint.url, call)
+        call = answer.span.call
     try:
         answer.response = await stages.upstream.send(endpoint.url, call)
         if not (answer.response.is_event_stream and answer.response.status < 300):

@@ -12,6 +12,7 @@ from ..plan import Plan
 from ..pool import Pool
 from ..protocol import Headers, InferenceRequest
 from ..relay import Answer
+from ..tracing import Tracing
 from ..upstream import Upstream
 
 
@@ -24,6 +25,7 @@ class Stages:
     config: ProxyConfig
     metrics: Metrics
     known: KnownItems
+    tracing: Tracing | None = None
 
 
 @dataclass(frozen=True, slots=True)
