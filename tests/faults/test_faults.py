@@ -192,19 +192,3 @@ def test_consumer_is_restarted(stack: Stack) -> None:
         stack.wait_ready()
         ask(stack, row, seeds, through=CONSUMER)
     assert row.hits == len(seeds)
-
-
-def test_more_pictures_than_the_pool_holds(stack: Stack) -> None:
-    with observed(stack, "500 pictures through a pool of 64 MiB") as row:
-        monolith = stack.service_url("monolith")
-
-        def ask_one(seed: int) -> bool:
-            body = chat_body("What is it?", [picture(seed, size=(672, 672))], max_tokens=2)
-            return tokens(stack.url, CHAT, body) == tokens(monolith, CHAT, body)
-
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            answers = list(threads.map(ask_one, range(20_000, 20_500)))
-        row.requests = len(answers)
-        assert all(answers)
-    assert stack.total("mooncake-master", "master_evicted_key_count_total", 9003) > 0
-    assert row.hits > 250
