@@ -20,6 +20,8 @@ from mooncake_pool import MooncakePool
 def pool(tmp_path: Path) -> Iterator[MooncakePool]:
     """A pool of 64 MB of the test's own, which it may kill."""
     pool = MooncakePool(tmp_path)
-    pool.start()
-    yield pool
-    pool.stop()
+    try:
+        pool.start()
+        yield pool
+    finally:
+        pool.stop()

@@ -100,9 +100,11 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 def pool(tmp_path: Path) -> Iterator[MooncakePool]:
     """By handshake: a pool with a metadata server is not found by vllm-ascend's engine, and puts fail with -800."""
     pool = MooncakePool(tmp_path, by_handshake=True)
-    pool.start()
-    yield pool
-    pool.stop()
+    try:
+        pool.start()
+        yield pool
+    finally:
+        pool.stop()
 
 
 @pytest.fixture
