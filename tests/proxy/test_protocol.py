@@ -13,6 +13,7 @@ from PIL import Image
 
 from epd_proxy.errors import ConfigError, InvalidRequestError, ProxyError
 from epd_proxy.protocol import (
+    APIS,
     CHAT,
     COMPLETIONS,
     choose_request_id,
@@ -62,14 +63,15 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=8)
     | st.sampled_from(["image_url", "video_url", "input_audio", "data:image/png;base64,QUJD", "http://x/"]),
     lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.sampled_from(["type", "content", "role", "image_url", "video_url", "audio_url", "input_audio",
+    | st.dictionaries(st.sampled_from(["type", "content", "role", "source", "output", "image_url", "video_url",
+                                       "audio_url", "input_audio",
                                        "url", "data", "uuid", "text"]) | st.text(max_size=4), inner, max_size=5),
     max_leaves=20,
 )  # fmt: skip
 
 
-@settings(max_examples=300)
-@given(st.dictionaries(st.sampled_from(TOP_LEVEL), json_values), st.sampled_from([CHAT, COMPLETIONS]))
+@settings(max_examples=300, deadline=None)  # a busy machine takes its time
+@given(st.dictionaries(st.sampled_from([*TOP_LEVEL, "input", "system"]), json_values), st.sampled_from(APIS))
 def test_any_document_is_parsed_or_refused(document: dict[str, Any], api: Any) -> None:
     body = json.dumps(document).encode()
     try:
