@@ -6,6 +6,7 @@ import signal
 import socket
 import ssl
 import sys
+import tempfile
 
 import aiohttp
 
@@ -34,10 +35,12 @@ class ProxyProcess:
         self._environ = environ
 
     async def __aenter__(self) -> "ProxyProcess":
+        # A file and no pipe: nobody reads while the proxy runs, and a full pipe stops whoever writes a line of log.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __aexit__
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "epd_proxy", "--host", self.host, "--port", str(self.port), *self._arguments,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **self._environ},
-            stderr=asyncio.subprocess.PIPE,
+            stderr=self._log,
         )  # fmt: skip
         self.client = aiohttp.ClientSession(
             self.url, timeout=aiohttp.ClientTimeout(total=20), connector=aiohttp.TCPConnector(ssl=self._tls or True)
@@ -69,14 +72,16 @@ class ProxyProcess:
         if self.process.returncode is None:
             self.process.kill()
         await self.process.wait()
+        self._log.close()
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
     async def end(self) -> tuple[int, str]:
         """Wait for the process; return its exit code and what it logged."""
-        _, err = await asyncio.wait_for(self.process.communicate(), 30)
-        return self.process.returncode or 0, err.decode()
+        code = await asyncio.wait_for(self.process.wait(), 30)
+        self._log.seek(0)
+        return code, self._log.read().decode()
 
 
 async def until_counted(client: aiohttp.ClientSession, line: str) -> None:

@@ -212,17 +212,19 @@ async def test_what_operators_do_holds_for_all_workers_and_their_successors(tmp_
             await change("add", second.url)
             removed = await change("remove", first.url)
             assert removed["removed"] is True
-            for _ in range(20):  # the others look once a second
+            for _ in range(40):  # the others look once a second
                 if await unasked(first):
                     break
+                await asyncio.sleep(0.25)
             assert await unasked(first)
             before = workers_of(proxy)
             os.kill(before[1], signal.SIGKILL)
             await until(lambda: len(workers_of(proxy)) == 3 and set(workers_of(proxy)) != set(before))
             await until(lambda: len(second.requests) > 0)
-            for _ in range(20):
+            for _ in range(40):
                 if await unasked(first):
                     break
+                await asyncio.sleep(0.25)
             assert await unasked(first)
 
 
