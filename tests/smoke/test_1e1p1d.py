@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -144,12 +145,14 @@ def test_unusual_requests_are_answered_as_by_one_vllm_or_refused(stack, monolith
 def ask_while_a_stage_dies(stack: Stack, service: str, seed: int) -> tuple[list[dict], list[tuple], list[float]]:
     """Kill a service in the midst of 20 requests; return bodies, answers, and seconds from the kill to each end."""
     questions = [
-        chat_body(f"Long {i}?", [picture(seed + i)] if i % 2 else (), stream=i % 4 < 2, max_tokens=200, ignore_eos=True)
+        chat_body(f"Long {i}?", [picture(seed + i)] if i % 2 else (), stream=i % 4 < 2, max_tokens=250, ignore_eos=True)
         for i in range(20)
     ]
+    together = Barrier(len(questions))  # or, on a busy machine, the first have ended when the last begin
     container = stack.container(service)  # asked beforehand: on a busy machine that takes longer than the requests
 
     def ask(body: dict) -> tuple[tuple, float]:
+        together.wait(30)
         answer = post(stack.url + CHAT, body, timeout_s=120)
         return answer, time.monotonic()
 
