@@ -14,7 +14,7 @@ from epd_proxy.errors import (
     BackendProtocolError,
     BackendTimeoutError,
 )
-from epd_proxy.upstream import Call, Upstream, UpstreamResponse
+from epd_proxy.upstream import Call, Upstream, UpstreamResponse, dialing
 from epd_proxy.upstream.call import parse_target, write_head
 from fakes.wire import Peer, Script, WireBackend, serve, whole
 
@@ -136,6 +136,25 @@ async def test_an_ipv6_literal() -> None:
 async def test_a_name_is_resolved() -> None:
     async with WireBackend(serve(whole(b"named"))) as backend, opened() as upstream:
         assert await fetch(upstream, backend.url.replace("127.0.0.1", "localhost")) == b"named"
+
+
+async def test_a_name_server_that_falls_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known addresses serve on: Docker's name server may lose a question, which is asked again only after 5 s."""
+    asked: list[str] = []
+    look_up = dialing._look_up
+
+    async def falls_silent(host: str, port: int) -> tuple[str, ...]:
+        asked.append(host)
+        return await look_up(host, port) if len(asked) == 1 else await asyncio.sleep(60, ())
+
+    monkeypatch.setattr(dialing, "_look_up", falls_silent)
+    monkeypatch.setattr(dialing, "_RESOLVED_FOR_S", 0)
+    answer = whole(b"named", headers="Connection: close\r\n")
+    async with WireBackend(serve(answer)) as backend, opened() as upstream:
+        url = backend.url.replace("127.0.0.1", "localhost")
+        for n in range(2):
+            assert await fetch(upstream, url) == b"named"
+            assert asked == ["localhost"] * (n + 1)
 
 
 @pytest.mark.parametrize("url", ["http://nowhere.invalid:80", "http://127.0.0.1:1", "http://" + "a" * 70 + ":80"])

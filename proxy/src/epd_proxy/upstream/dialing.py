@@ -1,6 +1,8 @@
 """New connections: names resolved anew every few seconds, each address tried in turn, in time."""
 
 import asyncio
+import ipaddress
+import socket
 import ssl
 from dataclasses import dataclass
 
@@ -10,6 +12,8 @@ from .connection import Connection
 
 # A container that is started anew may come back under another address.
 _RESOLVED_FOR_S = 5.0
+# A question to Docker's name server that gets lost is asked again after 5 s: what is known already serves sooner.
+_ANSWERED_WITHIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +65,39 @@ class Dialer:
         raise AssertionError("the last address has raised or was returned")
 
     async def _resolve(self, target: Target) -> tuple[str, ...]:
+        if _is_address(target.host):
+            return (target.host,)
         loop, key = asyncio.get_running_loop(), (target.host, target.port)
         known = self._resolved.get(key)
-        if known is None or loop.time() - known.at > _RESOLVED_FOR_S:
-            found = await loop.getaddrinfo(*key, type=1)
-            known = _Resolved(tuple(dict.fromkeys(str(each[4][0]) for each in found)), loop.time())
-            self._resolved[key] = known
-        return known.addresses
+        if known is not None and loop.time() - known.at <= _RESOLVED_FOR_S:
+            return known.addresses
+        if known is None:
+            found = await _look_up(*key)
+        else:
+            try:
+                found = await asyncio.wait_for(_look_up(*key), _ANSWERED_WITHIN_S)
+            except TimeoutError:
+                return known.addresses
+        self._resolved[key] = _Resolved(found, loop.time())
+        return found
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:
             self._tls = ssl.create_default_context()
         return self._tls
+
+
+async def _look_up(host: str, port: int) -> tuple[str, ...]:
+    # Without AI_ADDRCONFIG the C library asks for IPv6 too, at the same moment, where there is none: behind the address
+    # translation of a container one of two such questions gets lost now and then.
+    asking = asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    return tuple(dict.fromkeys(str(each[4][0]) for each in await asking))
+
+
+def _is_address(host: str) -> bool:
+    """Whether there is no name to ask about; AI_ADDRCONFIG would refuse ``::1`` where no interface has IPv6."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
