@@ -73,6 +73,17 @@ Next:
 """
 
 
+def render_member(topology: str, here: str, head: str) -> str:
+    """Return the closing banner of a host that has instances only: the proxy and the pool are on `head`."""
+    return f"""
+The instances of {topology} on {here} are up. The proxy, on {head}, takes them in by itself: `make status` there.
+
+Next:
+  make status    how they are            make logs      follow their logs
+  make down      stop them               make doctor    check this host again, and what they reach
+"""
+
+
 def _request(model: str, content: list[dict[str, object]]) -> str:
     message = {"role": "user", "content": content}
     return json.dumps({"model": model, "max_tokens": 24, "temperature": 0, "messages": [message]})

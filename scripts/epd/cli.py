@@ -61,8 +61,9 @@ def main(argv: list[str]) -> int:
 def up(it: Context, _: list[str]) -> int:
     """Do everything from a fresh machine to an answering stack."""
     wanted = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
-    hardware = host.detect_hardware(wanted, available=settings.profiles(ROOT))
+    hardware = host.detect_hardware(wanted, available=settings.profiles(ROOT), dev=it.machine.path("/dev"))
     print(f"Host: {it.distribution.pretty_name}; {host.describe_hardware(hardware)}", flush=True)
+    planning.check_model(it.settings.planning, hardware.profile)  # before anything is installed for nothing
     prepare_engine(it)
     planned = planning.make(it.settings, hardware.profile, it.machine)
     print(planning.table(planned.plan), flush=True)
@@ -72,6 +73,9 @@ def up(it: Context, _: list[str]) -> int:
     print(f"Starting {it.settings.topology} …", flush=True)
     stack.up(running, timeout_s=it.settings.up_timeout_s)
     images.remove_replaced()  # only now does no container use them any more
+    if planned.host != planned.plan.head:
+        print(banner.render_member(it.settings.topology, planned.host.name, planned.plan.head.name))
+        return 0
     # With keys the proxy does not tell a stranger what it serves.
     model = banner.model_name(running.address) or running.environment.get("EPD_SERVED_MODEL_NAME", "")
     print(banner.render(running.address, model, it.settings.topology, banner.options(running.environment)))
@@ -164,9 +168,13 @@ def status(_: Context, __: list[str]) -> int:
     for service in states:
         detail = services.hint(service) if service.failed else ""
         print(f"  {service.name:<18} {service.phase:<11} restarts {service.restarts}  {detail}".rstrip())
+    well = all(service.ready for service in states)
+    if services.PROXY not in {service.name for service in states}:
+        print("  the proxy is on another host: `make status` there tells whether requests are answered")
+        return 0 if well else 1
     code, body = stack.fetch(f"{running.address}/ready")
     print(f"  {running.address}/ready: {code or 'no answer'}  {body.strip()[:400]}")
-    return 0 if code == 200 and all(service.ready for service in states) else 1
+    return 0 if code == 200 and well else 1
 
 
 def smoke(it: Context, words: list[str]) -> int:

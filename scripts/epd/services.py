@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+PROXY = "proxy"
+"""The service that clients talk to; of several hosts only the first has it."""
 CRASHES_TO_GIVE_UP = 2
 """A service that its restart policy started again this often while we wait for it will not get healthy."""
 _SERVICE_LABEL = "com.docker.compose.service"
@@ -94,6 +97,22 @@ def _phase(state: dict[str, Any], health: str) -> Phase:
         return by_health.get(health, Phase.RUNNING)
     others = {"created": Phase.CREATED, "restarting": Phase.RESTARTING, "paused": Phase.CREATED}
     return others.get(status, Phase.EXITED)
+
+
+def proxy_ports(inspected: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Return the TCP ports of this machine that our running proxy has: published, or its own on a host network."""
+    found: set[int] = set()
+    for container in inspected:
+        config, host = container["Config"], container.get("HostConfig") or {}
+        if config["Labels"].get(_SERVICE_LABEL) != PROXY or container["State"]["Status"] != "running":
+            continue
+        if host.get("NetworkMode") == "host":
+            ports = [line.partition("=")[2] for line in config.get("Env") or [] if line.startswith("EPD_PORT=")]
+        else:
+            bindings = (host.get("PortBindings") or {}).values()
+            ports = [str(binding.get("HostPort", "")) for group in bindings for binding in group or []]
+        found |= {int(port) for port in ports if port.isdecimal()}
+    return found
 
 
 def complete(expected: list[str], inspected: list[dict[str, Any]]) -> list[Service]:

@@ -11,7 +11,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,15 +70,14 @@ def expected_services(stack: Stack) -> list[str]:
     return command.read(*argv, env=stack.environment, fix="correct the file that it names, or .env").split()
 
 
-def check_port(stack: Stack) -> None:
-    """Check that the proxy's port is free, or taken by our own proxy.
+def check_port(stack: Stack, inspected: Sequence[Mapping[str, Any]]) -> None:
+    """Check that the proxy's port is free, or taken by our own proxy, one of the containers `inspected`.
 
     Raises:
         StepError: something else listens there.
     """
     port = int(stack.environment["EPD_PROXY_PORT"])
-    mine = command.probe("docker", "ps", "-q", "--filter", _filter(stack), "--filter", f"publish={port}").stdout.strip()
-    if mine:
+    if port in services.proxy_ports(inspected):
         return
     family = socket.AF_INET6 if stack.bound_to.version == 6 else socket.AF_INET
     try:
@@ -124,8 +123,10 @@ def up(stack: Stack, *, timeout_s: float) -> None:
         StepError: a service failed, or not all are ready in time. Its last log lines are on the terminal.
     """
     expected = expected_services(stack)
-    check_port(stack)
-    before = {service.name: service for service in services.complete(expected, inspect(stack))}
+    inspected = inspect(stack)
+    if services.PROXY in expected:
+        check_port(stack, inspected)
+    before = {service.name: service for service in services.complete(expected, inspected)}
     log = stack.root / "build" / "compose-up.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as output:

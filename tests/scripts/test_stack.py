@@ -29,20 +29,19 @@ def it(tmp_path, free_port):
     return stack.Stack(tmp_path, environment)
 
 
-def docker(programs, inspections, *, up="exit 0"):
-    """Add a docker whose n-th `inspect` tells the n-th state of the container of the service `encode-0`."""
+def docker(programs, inspections, *, up="exit 0", service="encode-0"):
+    """Add a docker whose n-th `inspect` tells the n-th state of the container of a stack's only service."""
     states = programs.folder / "states"
     states.mkdir()
     for number, state in enumerate(inspections, start=1):
-        document = {"Id": "c1", "State": state, "Config": {"Labels": {"com.docker.compose.service": "encode-0"}}}
+        document = {"Id": "c1", "State": state, "Config": {"Labels": {"com.docker.compose.service": service}}}
         (states / str(number)).write_text(json.dumps([document | {"RestartCount": state.get("restarts", 0)}]))
     programs.add(
         "docker",
         f"""cd {states}
 case "$*" in
-  *"config --services") echo encode-0;;
+  *"config --services") echo {service};;
   *" up "*) {up};;
-  ps*publish*) ;;
   ps*) echo c1;;
   logs*) echo "loading weights"; echo "the real reason" >&2;;
   inspect*) n=$(( $(cat n 2>/dev/null || echo 0) + 1 )); test -e $n && echo $n > n; cat $(cat n);;
@@ -87,7 +86,7 @@ def test_up_reports_what_compose_says(programs, it):
 
 
 def test_a_port_in_use_is_named_before_anything_starts(programs, it, free_port):
-    docker(programs, [state("created")])
+    docker(programs, [state("created")], service="proxy")
     with socket.socket() as other:
         other.bind(("127.0.0.1", free_port))
         other.listen()
@@ -96,13 +95,31 @@ def test_a_port_in_use_is_named_before_anything_starts(programs, it, free_port):
     assert not any(" up " in call for call in programs.calls)
 
 
-def test_a_port_that_our_own_proxy_has_is_fine(programs, it, free_port):
-    programs.add("docker", "echo c1")
+@pytest.mark.parametrize("network", ["bridge", "host"])
+def test_a_port_that_our_own_proxy_has_is_fine(it, free_port, network):
+    proxy = {
+        "State": {"Status": "running"},
+        "Config": {"Labels": {"com.docker.compose.service": "proxy"}, "Env": [f"EPD_PORT={free_port}"]},
+        "HostConfig": {"NetworkMode": "host"},
+    }
+    if network == "bridge":
+        proxy["Config"]["Env"] = ["EPD_PORT=8000"]
+        proxy["HostConfig"] = {"NetworkMode": "p_default", "PortBindings": {"8000/tcp": [{"HostPort": str(free_port)}]}}
     with socket.socket() as ours:
         ours.bind(("127.0.0.1", free_port))
         ours.listen()
-        stack.check_port(it)
-    assert f"publish={free_port}" in programs.calls[0]
+        stack.check_port(it, [proxy])
+        for other in ({"State": {"Status": "exited"}}, {"Config": {**proxy["Config"], "Labels": {}}}):
+            with pytest.raises(StepError, match="cannot be used for the proxy"):
+                stack.check_port(it, [proxy | other])
+
+
+def test_a_host_without_the_proxy_needs_no_port_for_it(programs, it, free_port):
+    docker(programs, [state("created"), state(health="healthy")])
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", free_port))
+        other.listen()
+        stack.up(it, timeout_s=20)
 
 
 @pytest.mark.parametrize(
@@ -116,11 +133,10 @@ def test_the_address_is_the_one_that_the_proxy_is_bound_to(tmp_path, bind, host)
     assert tls.address == f"https://{host}:8001"
 
 
-def test_an_address_of_another_machine_is_told_from_a_port_in_use(programs, it):
-    docker(programs, [state("created")])
+def test_an_address_of_another_machine_is_told_from_a_port_in_use(it):
     elsewhere = stack.Stack(it.root, {**it.environment, "EPD_PROXY_BIND": "192.0.2.7"})  # of TEST-NET-1, nobody's
     with pytest.raises(StepError, match=r"EPD_PROXY_BIND is not an address of this machine[\s\S]*192\.0\.2\.7"):
-        stack.check_port(elsewhere)
+        stack.check_port(elsewhere, [])
 
 
 def test_fetch_tells_a_refusal_from_silence(it):
