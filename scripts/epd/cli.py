@@ -32,6 +32,8 @@ from epd.context import ROOT, Context, context
 from epd.errors import StepError
 from epd.provision import prepare_engine, provide_images
 
+_UP_TIMEOUT_S, _NPU_UP_TIMEOUT_S = 900.0, 2400.0
+"""On NPUs vLLM itself gives an engine half an hour to load."""
 _DOCKER_FIX = "`make up` installs Docker"
 _TESTED = ("connector", "docker", "scripts", "tests", "pyproject.toml")
 """What the connector's tests read."""
@@ -71,7 +73,7 @@ def up(it: Context, _: list[str]) -> int:
     tags = provide_images(it, images.served(hardware.profile), pull=it.settings.pull)
     running = write_dotenv(it, planned, tags)
     print(f"Starting {it.settings.topology} …", flush=True)
-    stack.up(running, timeout_s=it.settings.up_timeout_s)
+    stack.up(running, timeout_s=up_timeout_s(it.settings, hardware.profile))
     images.remove_replaced()  # only now does no container use them any more
     if planned.host != planned.plan.head:
         print(banner.render_member(it.settings.topology, planned.host.name, planned.plan.head.name))
@@ -80,6 +82,11 @@ def up(it: Context, _: list[str]) -> int:
     model = banner.model_name(running.address) or running.environment.get("EPD_SERVED_MODEL_NAME", "")
     print(banner.render(running.address, model, it.settings.topology, banner.options(running.environment)))
     return 0
+
+
+def up_timeout_s(chosen: settings.Settings, profile: str) -> float:
+    """Return how long the services may take to get healthy: as chosen, else what the hardware profile needs."""
+    return chosen.up_timeout_s or (_UP_TIMEOUT_S if profile == "cpu" else _NPU_UP_TIMEOUT_S)
 
 
 def write_dotenv(it: Context, planned: planning.Planned, tags: dict[str, str]) -> stack.Stack:

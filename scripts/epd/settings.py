@@ -75,8 +75,8 @@ class Settings:
     """Pull them though they are here: this very command line says so."""
     no_install: bool
     """Report what is missing instead of installing it."""
-    up_timeout_s: float
-    """How long the services may take to get healthy."""
+    up_timeout_s: float | None
+    """How long the services may take to get healthy; None for what the profile needs."""
     build_timeout_s: float
     """How long the images may take to build."""
     registry_timeout_s: float
@@ -142,7 +142,7 @@ def load(root: Path, environ: Mapping[str, str]) -> Settings:
         pull=values.flag("EPD_PULL", setting("EPD_PULL")),
         pull_anew=bool(environ.get("EPD_PULL", "").strip()),
         no_install=values.flag("EPD_NO_INSTALL", setting("EPD_NO_INSTALL")),
-        up_timeout_s=number("EPD_UP_TIMEOUT_S", "900", 1, 86400),
+        up_timeout_s=number("EPD_UP_TIMEOUT_S", "1", 1, 86400) if setting("EPD_UP_TIMEOUT_S") else None,
         build_timeout_s=number("EPD_BUILD_TIMEOUT_S", "5400", 1, 86400),
         registry_timeout_s=number("EPD_REGISTRY_TIMEOUT_S", "15", 1, 3600),
         base_image=setting("EPD_BASE_IMAGE"),

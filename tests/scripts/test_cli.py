@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from epd import cli, command
+from epd import cli, command, settings
 from epd.errors import StepError
+from epd_serve.hardware import HARDWARE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -126,6 +127,14 @@ def test_a_stack_can_be_stopped_whatever_is_wrong_with_the_settings(programs, ch
     code, text = make("plan", cwd=checkout)
     assert code != 0
     assert "MODEL is not usable" in text
+
+
+def test_on_npus_a_start_is_waited_for_longer_than_vllm_waits_for_its_engine(tmp_path):
+    usual, chosen = settings.load(tmp_path, {}), settings.load(tmp_path, {"EPD_UP_TIMEOUT_S": "60"})
+    for profile in ("a2", "a3", "a5"):
+        engine_s = float(HARDWARE[profile].environment["VLLM_ENGINE_READY_TIMEOUT_S"])
+        assert cli.up_timeout_s(usual, profile) > engine_s > cli.up_timeout_s(usual, "cpu")
+        assert cli.up_timeout_s(chosen, profile) == 60
 
 
 def test_a_program_that_is_missing_is_a_clear_error():
