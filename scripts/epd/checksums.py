@@ -9,12 +9,13 @@ from pathlib import Path
 from epd.errors import StepError
 
 FILE = "SHA256SUMS"
+_BLOCK_BYTES = 1 << 20
 
 
 def write(folder: Path) -> None:
     """Write the sums of all files in a folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
-    (folder / FILE).write_text("".join(f"{_sum(path)}  {path.relative_to(folder)}\n" for path in paths))
+    (folder / FILE).write_text("".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in paths))
 
 
 def check(folder: Path, *, on_file: Callable[[str], None] = lambda _: None) -> None:
@@ -37,7 +38,7 @@ def check(folder: Path, *, on_file: Callable[[str], None] = lambda _: None) -> N
         on_file(name)
         if not (folder / name).is_file():
             wrong.append(f"{name} is missing")
-        elif _sum(folder / name) != wanted:
+        elif sha256(folder / name) != wanted:
             wrong.append(f"{name} has another sum")
     if wrong:
         raise StepError(
@@ -48,6 +49,10 @@ def check(folder: Path, *, on_file: Callable[[str], None] = lambda _: None) -> N
         )
 
 
-def _sum(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the sum of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

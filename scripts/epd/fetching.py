@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
@@ -13,7 +12,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from epd import dotenv, recipes
+from epd import checksums, dotenv, recipes
 from epd import hub as hubs
 from epd.context import ROOT, Context
 from epd.display import Display, Row
@@ -124,8 +123,7 @@ def _check(file: HubFile, part: Path) -> None:
     size = part.stat().st_size
     digest = ""
     if size == file.size_bytes and file.sha256:
-        with part.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        digest = checksums.sha256(part)
     if size == file.size_bytes and digest == file.sha256:
         return
     part.unlink()

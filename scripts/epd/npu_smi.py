@@ -103,7 +103,7 @@ def mapping(text: str) -> dict[tuple[int, int], int]:
     wanted = "Chip Phy-ID" if "Chip Phy-ID" in columns else "Chip Logic ID"
     found = {}
     for line in lines[start + 1 :]:
-        row = dict(zip(columns, line.split(), strict=False))
+        row = dict(zip(columns, line.split()))
         if row.get("NPU ID", "").isdigit() and row.get("Chip ID", "").isdigit() and row.get(wanted, "").isdigit():
             found[int(row["NPU ID"]), int(row["Chip ID"])] = int(row[wanted])
     return found
@@ -135,7 +135,7 @@ def links(text: str) -> dict[int, dict[int, str]]:
         if len(words) > 1 and all(nodes[:2]):
             heads = [int(node[1]) for node in nodes if node]
         elif words and nodes[0] and heads:
-            row = dict(zip(heads, words[1:], strict=False))
+            row = dict(zip(heads, words[1:]))
             found[int(nodes[0][1])] = {other: kind for other, kind in row.items() if kind != "X"}
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from enum import Enum
 from typing import Any
 
 PROXY = "proxy"
@@ -20,7 +20,7 @@ _MEMORY_LIMITS = {
 """What sets a service's limit; of all others, EPD_MEMORY_LIMIT does."""
 
 
-class Phase(StrEnum):
+class Phase(str, Enum):
     """Where a service is on its way up."""
 
     WAITING = "waiting"
@@ -37,6 +37,8 @@ class Phase(StrEnum):
     UNHEALTHY = "unhealthy"
     EXITED = "exited"
     """It ended, with whatever exit code: every service of a stack is there to stay."""
+
+    __str__ = str.__str__
 
 
 READY = frozenset({Phase.RUNNING, Phase.HEALTHY})

@@ -13,6 +13,8 @@ from epd.errors import StepError
 from epd.host import Distribution
 
 LOCK = "tests/requirements.lock"
+_PYTHON = (3, 11)
+"""What the lock file is for; what runs on a host does with less."""
 _STAMP = "lock.sha256"
 _TIMEOUT_S = 1200.0
 
@@ -33,7 +35,7 @@ def provide(root: Path, distribution: Distribution, *, root_user: bool, no_insta
     """Make `.venv` with exactly the packages of the lock file, unless it has them already.
 
     Raises:
-        StepError: Python cannot make virtual environments and its package may not be installed.
+        StepError: Python is too old, or cannot make virtual environments and its package may not be installed.
         CommandError: a download failed, or its hash is not the one in the lock file.
     """
     folder, lock = root / ".venv", root / LOCK
@@ -41,6 +43,13 @@ def provide(root: Path, distribution: Distribution, *, root_user: bool, no_insta
     stamp = folder / _STAMP
     if stamp.is_file() and stamp.read_text() == wanted:
         return
+    if sys.version_info < _PYTHON:
+        raise StepError(
+            "this Python is too old for lint and tests",
+            expected="Python 3.11 or newer",
+            found=f"Python {sys.version.split()[0]} ({sys.executable})",
+            fix="name a newer one: make PYTHON=/path/to/python3.11 ...",
+        )
     _require_venv(distribution, root_user=root_user, no_install=no_install)
     print(f"Making .venv from {LOCK} …", flush=True)
     shutil.rmtree(folder, ignore_errors=True)

@@ -76,6 +76,14 @@ def test_requirements_are_those_of_versions_env(path):
     assert f"| Docker engine, Compose, buildx | {wanted}" in text(path)
 
 
+def test_the_python_that_a_host_needs_is_the_one_that_lint_checks_and_documents_name():
+    major, minor = re.search(r"MINIMUM_PYTHON = \((\d), (\d+)\)", text(ROOT / "scripts/epd/__main__.py")).groups()
+    assert f"--target={major}.{minor}-" in text(ROOT / "Makefile")
+    assert f'"scripts/epd/**" = "py{major}{minor}"' in text(ROOT / "pyproject.toml")
+    for path in ("README.md", "README.zh.md", "docs/ascend.md", "docs/ascend.zh.md"):
+        assert f"{major}.{minor}" in text(ROOT / path), path
+
+
 def test_releases_publish_every_image_that_a_host_may_run():
     jobs = yaml.safe_load(text(ROOT / ".github/workflows/release.yml"))["jobs"]
     bake = subprocess.run(
