@@ -8,16 +8,21 @@ from epd import image_lock, images, planning, preflight, values
 from epd.context import ROOT, Context
 from epd.errors import StepError
 from epd.plan import kubernetes
-from epd.settings import Settings
+from epd.settings import PLAN_VARIABLES, Settings, stack_variables
 
 _MEMORY_LIMIT = {"cpu": "6g"}
 _NPU_MEMORY_LIMIT = "128g"
 """What compose/ says."""
 _PASSED_ON = (
     "EPD_ALLOWED_MEDIA_DOMAINS", "EPD_INTERFACE", "EPD_JEMALLOC", "EPD_SKIP_PROBE", "HCCL_BUFFSIZE",
-    "HCCL_INTRA_ROCE_ENABLE", "HCCL_OP_EXPANSION_MODE", "OMP_NUM_THREADS",
+    "HCCL_INTRA_ROCE_ENABLE", "HCCL_OP_EXPANSION_MODE", "HF_ENDPOINT", "OMP_NUM_THREADS",
 )  # fmt: skip
 """What every vLLM instance is told when it is set, as in compose/."""
+_TAKEN = frozenset({
+    *_PASSED_ON, *PLAN_VARIABLES, "EPD_HARDWARE", "EPD_MODEL", "EPD_MODELS", "EPD_SERVED_MODEL_NAME", "HF_HUB_OFFLINE",
+    "EPD_MAX_MODEL_LEN", "EPD_MAX_NUM_SEQS", "EPD_STORE_SIZE_MB", "EPD_MEMORY_LIMIT", "EPD_EC_STORE",
+})  # fmt: skip
+"""What the objects are made from, and what a cluster has in its place."""
 _OF_THIS_HOST = frozenset({"EPD_PROXY_PORT", "EPD_PROXY_BIND", "EPD_PROXY_IMAGE", "EPD_PROXY_MEMORY_LIMIT"})
 _TINY_MODEL = "/opt/ascend-epd/tiny-model"
 
@@ -38,9 +43,10 @@ def write(it: Context, _: list[str]) -> int:
     print(f"{cluster.topology.name} ({hardware}): {cluster.topology.arithmetic()} cards in the cluster")
     for path in write_files(folder, cluster):
         print(f"  {path.relative_to(ROOT)}: written")
-    left_out = sorted(name for name in it.settings.planning if name.startswith("EPD_PROXY_") and _is_file(name))
-    if left_out:
-        print(f"Left out, as they are files of this host: {', '.join(left_out)}; mount a Secret with an overlay")
+    ignored = left_out(it.settings, cluster)
+    if ignored:
+        advice = "an overlay of Kustomize can say it; files and keys belong into a Secret"
+        print(f"Left out: {', '.join(ignored)}; {advice}")
     if cluster.model_folder:
         print(f"Needed: a PersistentVolumeClaim `models` with the folder {cluster.model_folder} in it")
     print(f"Then: kubectl apply -k {folder.relative_to(ROOT)}")
@@ -56,6 +62,13 @@ def describe(settings: Settings, hardware: str, names: dict[str, str]) -> kubern
     told = settings.planning
     topology, limits = planning.wanted(settings, hardware)
     planning.check_model(told, hardware)
+    if told.get("EPD_EC_STORE") == "shared_dir":
+        raise StepError(
+            "pods share no folder",
+            expected="embeddings in the pool: EPD_EC_STORE=mooncake, the default",
+            found="EPD_EC_STORE=shared_dir",
+            fix="make kubernetes EPD_EC_STORE=",
+        )
     folder = told.get("EPD_MODELS", "")
     model = told.get("EPD_MODEL") or _TINY_MODEL
     memory = told.get("EPD_MEMORY_LIMIT") or _MEMORY_LIMIT.get(hardware, _NPU_MEMORY_LIMIT)
@@ -77,6 +90,13 @@ def describe(settings: Settings, hardware: str, names: dict[str, str]) -> kubern
         },
         npu_resource=told.get("EPD_NPU_RESOURCE") or kubernetes.NPU_RESOURCE.get(hardware, ""),
     )
+
+
+def left_out(settings: Settings, cluster: kubernetes.Cluster) -> list[str]:
+    """Return the names of settings that are set and not in the objects: files and keys, and what only Compose has."""
+    used = {*_TAKEN, *_OF_THIS_HOST, *cluster.proxy_environment, *map(_extra_args, cluster.topology.counts)}
+    known = stack_variables(settings.root)
+    return sorted(name for name, value in settings.planning.items() if value and name in known - used)
 
 
 def _extra_args(role: str) -> str:

@@ -92,7 +92,19 @@ def wanted(settings: Settings, hardware: str) -> tuple[topology.Topology, Limits
 def _plan(settings: Settings, inventory: list[Host]) -> Plan:
     values, hardware = settings.planning, inventory[0].hardware
     asked, limits = wanted(settings, hardware)
+    _check_embeddings_are_shared(values, inventory)
     return placing.make(asked, inventory, _model(values, hardware), limits)
+
+
+def _check_embeddings_are_shared(values: Mapping[str, str], inventory: list[Host]) -> None:
+    """Check that what an encoder writes is where the others read it: by default each host has a volume of its own."""
+    if len(inventory) > 1 and values.get("EPD_EC_STORE") == "shared_dir" and not values.get("EPD_EC_SHARED_DIR"):
+        raise StepError(
+            "embeddings would not leave the host that made them",
+            expected="EPD_EC_SHARED_DIR=<folder of a file system that all hosts mount>, or the pool",
+            found=f"EPD_EC_STORE=shared_dir, which is a volume in the memory of each of {len(inventory)} hosts",
+            fix="name the folder, or `make deploy EPD_EC_STORE=` for the pool",
+        )
 
 
 def for_inventory(settings: Settings) -> Plan:

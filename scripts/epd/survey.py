@@ -15,6 +15,8 @@ from epd.plan.hosts import Card, Host
 HCCN_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
 _PROJECT_LABEL = "com.docker.compose.project"
 _NODE = re.compile(r"^davinci(\d+)$")
+_CHIP_PREFIX = re.compile(r"^Ascend\w+-")
+"""What Ascend's Docker runtime takes before each number in ASCEND_VISIBLE_DEVICES, and its device plugin writes."""
 _MEMORY = re.compile(r"^MemTotal:\s+(\d+) kB", re.MULTILINE)
 _HCCN = re.compile(r"^address_(\d+)=(\S+)", re.MULTILINE)
 
@@ -144,10 +146,10 @@ def _cards_of(container: Mapping[str, Any]) -> set[int]:
 
 
 def numbers(text: str) -> set[int]:
-    """Read a list of card numbers: `0,1,4-7`; what is no number is left out."""
+    """Read a list of card numbers: `0,1,4-7`, `Ascend910-0`; what is no number is left out."""
     found: set[int] = set()
     for part in text.split(","):
-        low, _, high = part.strip().partition("-")
+        low, _, high = _CHIP_PREFIX.sub("", part.strip()).partition("-")
         if low.isdecimal() and (high or low).isdecimal():
             found |= set(range(int(low), int(high or low) + 1))
     return found

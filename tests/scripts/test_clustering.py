@@ -54,6 +54,25 @@ def test_a_hub_id_and_the_tiny_model_need_no_volume(root):
         describe(root)
 
 
+def test_what_is_set_and_not_in_the_objects_is_named(root):
+    environ = {
+        "MODEL": "org/model", "TOPOLOGY": "1e1pd", "HF_TOKEN": "t", "VLLM_API_KEY": "k",
+        "HF_ENDPOINT": "https://m.example",
+        "EPD_SHM_SIZE": "32g", "EPD_CARDS": "0-3", "EPD_PROXY_TLS_CERT": "/etc/tls.crt", "EPD_PROXY_MAX_QUEUED": "9",
+        "EPD_ENCODE_EXTRA_ARGS": "--seed 7", "EPD_DECODE_EXTRA_ARGS": "--seed 8",
+    }  # fmt: skip
+    loaded = settings.load(root, environ)
+    cluster = clustering.describe(loaded, "a2", IMAGES)
+    assert cluster.vllm_environment == {"HF_ENDPOINT": "https://m.example"}
+    assert clustering.left_out(loaded, cluster) == [
+        "EPD_DECODE_EXTRA_ARGS", "EPD_PROXY_TLS_CERT", "EPD_SHM_SIZE", "VLLM_API_KEY",
+    ]  # fmt: skip
+    usual = settings.load(root, {"MODEL_RECIPE": "qwen3-vl-30b-a3b"})
+    assert clustering.left_out(usual, clustering.describe(usual, "a2", IMAGES)) == []
+    with pytest.raises(StepError, match="pods share no folder"):
+        describe(root, MODEL="org/model", EPD_EC_STORE="shared_dir")
+
+
 def test_files_of_an_earlier_plan_go(root):
     folder = root / "deploy"
     clustering.write_files(folder, describe(root, MODEL="org/model", TOPOLOGY="1e1p1d"))

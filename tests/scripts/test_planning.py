@@ -161,3 +161,15 @@ def test_each_host_of_an_inventory_gets_what_compose_has_to_be_told_there(root, 
         assert {services[instance]["user"] for instance in instances} == {"1000:1000"}
         if name == "node-b":
             assert services["proxy"]["environment"]["EPD_BIND_HOST"] == "10.0.0.8"
+
+
+def test_several_hosts_need_a_folder_that_all_have_or_the_pool(root, fake):
+    cards = tuple(hosts.Card(i, i, 65536) for i in range(8))
+    inventory = [hosts.Host(f"node-{i}", "a2", f"10.0.0.{7 + i}", cards=cards) for i in range(2)]
+    (root / "hosts.json").write_text(hosts.dump(inventory))
+    environ = {"TOPOLOGY": "1e1pd", "MODEL": "my-model", "EPD_HOSTS": "hosts.json", "EPD_EC_STORE": "shared_dir"}
+    with pytest.raises(StepError, match=r"embeddings would not leave[\s\S]*EPD_EC_SHARED_DIR=<folder"):
+        make(root, fake, **environ)
+    assert make(root, fake, **environ, EPD_EC_SHARED_DIR="/shared/ec").plan.hosts == tuple(inventory)
+    del environ["EPD_HOSTS"]
+    assert len(make(root, fake, **environ).plan.hosts) == 1

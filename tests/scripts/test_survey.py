@@ -61,6 +61,14 @@ def test_a_container_of_the_ascend_runtime_takes_its_cards_too(tmp_path):
     assert [card.id for card in describe(fake).free_cards] == [1, 4, 5, 6, 7]
 
 
+@pytest.mark.parametrize(
+    ("text", "cards"),
+    [("0,2-3", {0, 2, 3}), ("Ascend910-0,Ascend910-5", {0, 5}), ("Ascend910B-1-3", {1, 2, 3}), ("void", set())],
+)
+def test_lists_of_cards_as_the_ascend_runtime_takes_them(text, cards):
+    assert survey.numbers(text) == cards
+
+
 def test_a_card_without_its_device_node_is_not_offered(tmp_path):
     fake = FakeHost(tmp_path, "a2")
     fake.remove("/dev/davinci6")
