@@ -75,6 +75,7 @@ def up(it: Context, _: list[str]) -> int:
     print(f"Starting {it.settings.topology} …", flush=True)
     stack.up(running, timeout_s=up_timeout_s(it.settings, hardware.profile))
     images.remove_replaced()  # only now does no container use them any more
+    inspection.look_inside(it, planned)
     if planned.host != planned.plan.head:
         print(banner.render_member(it.settings.topology, planned.host.name, planned.plan.head.name))
         return 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from epd import image_lock, planning, preflight
 from epd.context import ROOT, Context
-from epd.doctor import report
+from epd.doctor import inside, report
 from epd.doctor.finding import Status
+from epd.doctor.subject import Subject
 from epd.errors import StepError
 from epd.plan import hosts
 
@@ -23,7 +24,7 @@ def check_host(it: Context, planned: planning.Planned) -> None:
     Raises:
         StepError: a check failed.
     """
-    found = preflight.examine_planned(it.settings, it.versions, it.machine, planned, will_provide_images=True)
+    found = preflight.examine_planned(it.settings, it.versions, it.machine, planned, will_start=True)
     unwell = [finding for finding in found if finding.status is not Status.PASS]
     if unwell:
         print(report.text(unwell), flush=True)
@@ -36,6 +37,14 @@ def check_host(it: Context, planned: planning.Planned) -> None:
             found=", ".join(finding.name for finding in failed),
             fix="see the fix of each above; `make doctor` checks again without starting anything",
         )
+
+
+def look_inside(it: Context, planned: planning.Planned) -> None:
+    """Say what is wrong in the containers that run now: what the engine was told and a container got can differ."""
+    subject = Subject(it.machine, it.settings, it.versions, planned.host.hardware, planned.host, planned.plan)
+    unwell = [finding for finding in inside.check(subject) if finding.status is not Status.PASS]
+    if unwell:
+        print(f"\nThe containers run, yet:\n{report.text(unwell)}", flush=True)
 
 
 def plan(it: Context, _: list[str]) -> int:

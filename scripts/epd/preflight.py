@@ -32,7 +32,7 @@ def examine(settings: Settings, versions: Mapping[str, str], machine: Machine) -
     subject = Subject(machine, settings, versions, hardware)
     if planned is None:
         return found + examination.examine(subject)
-    return found + examine_planned(settings, versions, machine, planned, will_provide_images=False)
+    return found + examine_planned(settings, versions, machine, planned, will_start=False)
 
 
 def examine_planned(
@@ -41,7 +41,7 @@ def examine_planned(
     machine: Machine,
     planned: Planned,
     *,
-    will_provide_images: bool,
+    will_start: bool,
 ) -> list[Finding]:
     """Return what is found on this machine for a plan."""
     subject = Subject(
@@ -51,7 +51,7 @@ def examine_planned(
         hardware=planned.host.hardware,
         host=planned.host,
         plan=planned.plan,
-        will_provide_images=will_provide_images,
+        will_start=will_start,
     )
     services, faults = _services(settings, versions, planned)
     wanted = tuple(sorted({str(service["image"]) for service in services.values() if service.get("image")}))

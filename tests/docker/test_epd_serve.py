@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from epd_serve import commandline, health, vllm
+from epd_serve import commandline, health, probe, vllm
 from epd_serve.roles import VLLM_ROLES
 from epd_serve.settings import ConfigurationError, read_settings
 
@@ -232,7 +232,8 @@ def image_python(tmp_path):
 
 def test_on_an_npu_cards_and_libraries_are_looked_at_before_vllm_starts(image_python):
     image = image_python()
-    good = run("prefill", **image, EPD_TENSOR_PARALLEL_SIZE="2", **NPU)
+    a5 = NPU | {"EPD_HARDWARE": "a5"}  # which asks for no /etc/hccn.conf
+    good = run("prefill", **image, EPD_TENSOR_PARALLEL_SIZE="2", **a5)
     assert (good.returncode, good.stdout.splitlines()[-1]) == (0, "started vllm")
     wrong = run("prefill", **image, EPD_TENSOR_PARALLEL_SIZE="4", **NPU)
     assert wrong.returncode == 2
@@ -256,6 +257,20 @@ def test_a_library_that_is_missing_is_named_with_where_it_comes_from(broken, rol
     assert "Fix:" in done.stderr
     if role == "decode":
         assert "mooncake" not in run("encode", **image_python(broken), EPD_TENSOR_PARALLEL_SIZE="2", **NPU).stderr
+
+
+@pytest.mark.parametrize("hardware", ["a2", "a3", "a5"])
+@pytest.mark.parametrize("role", ["encode", "prefill", "decode"])
+def test_without_addresses_of_the_cards_nothing_starts_that_transfers(role, hardware, image_python, tmp_path):
+    settings = read_settings(role, NPU | {"EPD_HARDWARE": hardware, "EPD_TENSOR_PARALLEL_SIZE": "2"})
+    conf, image = tmp_path / "hccn.conf", image_python()
+    for text, well in (("", False), ("address_0=10.1.0.1\n", True)):
+        conf.write_text(text)
+        faults = probe.find_faults(role, settings, image, hccn_conf=conf)
+        refused = not well and role != "encode" and hardware != "a5"
+        assert [fault.split(" has")[0] for fault in faults] == [str(conf)] * refused
+    conf.unlink()
+    assert bool(probe.find_faults(role, settings, image, hccn_conf=conf)) == (role != "encode" and hardware != "a5")
 
 
 def test_without_npus_nothing_is_probed(image_python):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 
 from epd_serve.roles import KV_ROLES
 from epd_serve.settings import Settings
@@ -18,9 +19,14 @@ _COUNT_CARDS = "import torch, torch_npu; print(torch.npu.device_count())"
 _IMPORT_ENGINE = "import mooncake.engine"
 
 
-def find_faults(role: str, settings: Settings, environment: Mapping[str, str]) -> list[str]:
+def find_faults(
+    role: str, settings: Settings, environment: Mapping[str, str], *, hccn_conf: Path = Path("/etc/hccn.conf")
+) -> list[str]:
     """Return why an instance could not work here, each with its remedy; empty when it could."""
-    return [*_card_faults(settings, environment), *_engine_faults(role, environment)]
+    faults = [*_card_faults(settings, environment), *_engine_faults(role, environment)]
+    if role in KV_ROLES and settings.hardware in ("a2", "a3"):  # A5 has other files
+        faults += _address_faults(hccn_conf)
+    return faults
 
 
 def _card_faults(settings: Settings, environment: Mapping[str, str]) -> list[str]:
@@ -38,6 +44,20 @@ def _card_faults(settings: Settings, environment: Mapping[str, str]) -> list[str
         f"this container sees {found} cards; expected {wanted} (tensor-parallel {settings.parallel.tensor} x "
         f"data-parallel {settings.parallel.data}). Fix: `make plan` writes the devices of each service; "
         "ASCEND_RT_VISIBLE_DEVICES is for privileged containers alone"
+    ]
+
+
+def _address_faults(hccn_conf: Path) -> list[str]:
+    """Return that the cards' addresses are not told: transfers start without, and the answers are garbage."""
+    try:
+        text = hccn_conf.read_text()
+    except OSError:
+        text = ""
+    if "address_" in text:
+        return []
+    return [
+        f"{hccn_conf} has no address of a card; without it answers are garbage. "
+        "Fix: on the host, hccn_tool -i <card> -ip -s address <address> netmask <mask> for every card; mount the file"
     ]
 
 

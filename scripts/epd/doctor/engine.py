@@ -45,7 +45,7 @@ def _at_least(name: str, what: str, found: str, subject: Subject, minimum: str) 
 def _images(subject: Subject, absent: list[str]) -> Iterator[Finding]:
     if subject.images and not absent:
         yield passed("engine.images", ", ".join(subject.images))
-    elif absent and not subject.will_provide_images:
+    elif absent and not subject.will_start:
         yield warned(
             "engine.images",
             expected="the images on this machine, or a way to get them",

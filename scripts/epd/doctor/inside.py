@@ -16,7 +16,9 @@ _CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.a
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """Check the instances of this host that run; nothing before the first start."""
+    """Check the instances of this host that run; nothing before a start, as that may well replace them."""
+    if subject.will_start:
+        return
     running = _running(subject)
     instances = [instance for instance in subject.instances if instance.name in running]
     if subject.npu and instances:

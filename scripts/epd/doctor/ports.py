@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -81,6 +82,14 @@ def _addresses(subject: Subject) -> Iterator[Finding]:
     if not subject.npu or not subject.host:
         return
     address = subject.host.address
+    if not reachable(address):
+        yield failed(
+            "network.address",
+            expected="an address under which the containers of every host reach this one",
+            found=f"{address}: a loopback or wildcard address, or none",
+            fix="EPD_HOST_ADDRESS=<address of an interface>, or leave it out; `ip addr` lists them",
+        )
+        return
     said = subject.machine.run("ip", "-j", "-4", "addr", "show").stdout
     if f'"{address}"' not in said:
         yield failed(
@@ -102,6 +111,15 @@ def _addresses(subject: Subject) -> Iterator[Finding]:
         )
     else:
         yield passed("network.address", address)
+
+
+def reachable(address: str) -> bool:
+    """Whether this is an address, and one that means the same machine everywhere."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return not (found.is_loopback or found.is_unspecified)
 
 
 def listening(machine: Machine) -> set[int]:

@@ -38,8 +38,8 @@ class Subject:
     """The services of this host as Compose will start them; empty when Compose cannot tell."""
     images: tuple[str, ...] = ()
     """Images that the services need."""
-    will_provide_images: bool = False
-    """Whether the caller is about to build or pull them."""
+    will_start: bool = False
+    """Whether the caller is about to get the images and to start or replace the containers."""
     free_bytes: Callable[[Path], int] = free_bytes
 
     @property

@@ -188,6 +188,8 @@ FAULTS = {
         "decode-0: 0.0.0.0",
     ),
     "an address of another machine": ("a2", environ(EPD_HOST_ADDRESS="10.9.9.9"), "network.address", "none has it"),
+    "loopback is advertised": ("a2", environ(EPD_HOST_ADDRESS="127.0.0.1"), "network.address", "127.0.0.1"),
+    "a name is advertised": ("a3", environ(EPD_HOST_ADDRESS="node-a"), "network.address", "node-a"),
     "libascend_hal is missing": (
         "a2", remove("/usr/local/Ascend/driver/lib64/driver/libascend_hal.so"), "driver.library", "no such file",
     ),
@@ -390,7 +392,7 @@ def test_little_disk_is_a_failure_where_images_are_missing(case):
     assert {f.name: f.status for f in engine.check(subject)}["engine.disk"] is Status.PASS
     it.fake.absent_images = True
     it.fake.write()
-    found = {f.name: f for f in engine.check(replace(subject, will_provide_images=True))}
+    found = {f.name: f for f in engine.check(replace(subject, will_start=True))}
     assert found["engine.disk"].status is Status.FAIL
     assert "engine.images" not in found
 
