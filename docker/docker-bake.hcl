@@ -36,6 +36,7 @@ target "_common" {
 
 target "_debian" {
   inherits = ["_common"]
+  secret   = ["id=os_mirror_url,env=EPD_DEBIAN_MIRROR"]
   args     = { BASE_IMAGE = BASE_IMAGE }
 }
 

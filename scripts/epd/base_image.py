@@ -21,7 +21,10 @@ from epd.settings import Settings
 _PULL_TIMEOUT_S = 900.0
 _DEBOOTSTRAP_TIMEOUT_S = 1800.0
 _PACKAGES = "ca-certificates,python3"
-_OFFLINE_FIX = "let this machine reach a registry, or name an image it has: EPD_BASE_IMAGE=<image> make up"
+_OFFLINE_FIX = (
+    "let this machine reach a registry, or name an image of Debian that it has or that a mirror has: "
+    "EPD_BASE_IMAGE=<mirror>/library/debian:bookworm-slim make up"
+)
 
 
 def obtain(settings: Settings, suite: str, distribution: Distribution, *, root: bool) -> str:
@@ -110,6 +113,13 @@ def _make(name: str, suite: str, settings: Settings, distribution: Distribution,
     if not root:
         raise StepError(
             "cannot make a base image", expected="to run as root (debootstrap)", found="a plain user", fix=_OFFLINE_FIX
+        )
+    if not distribution.family and not command.have("debootstrap"):
+        raise StepError(
+            "cannot make a base image",
+            expected="debootstrap, which is installed by itself on Debian and Ubuntu",
+            found=distribution.pretty_name,
+            fix=_OFFLINE_FIX,
         )
     missing = [] if command.have("debootstrap") else [needs.Need("debootstrap", "makes the base image", "debootstrap")]
     if distribution.family == "ubuntu" and not apt.DEBIAN_KEYRING.is_file():

@@ -26,6 +26,8 @@ INPUTS = (".dockerignore", "connector", "docker", "proxy", "scripts/tiny_model.p
 """What goes into the images: the build context, as .dockerignore lets it through."""
 _NOT_INPUTS = ("__pycache__", "dist", ".pytest_cache", ".mypy_cache", ".ruff_cache")
 _FAILURE_TAIL_LINES = 40
+_NO_BASE = ("failed to resolve source metadata", "failed to do request", "pull access denied", "failed to authorize")
+"""What BuildKit says when it cannot pull what a Dockerfile is FROM, of Docker 20.10 and newer."""
 _SHOW_EVERY_S = 0.5
 
 
@@ -95,6 +97,7 @@ def bake_environment(settings: Settings, versions: Mapping[str, str], *, base: s
         "TORCH_INDEX_URL": settings.torch_index_url,
         "ASCEND_INDEX_URL": settings.ascend_index_url,
         "EPD_OS_MIRROR_URL": settings.os_mirror_url,
+        "EPD_DEBIAN_MIRROR": settings.debian_mirror,
         "EPD_ASCEND_REGISTRY": settings.ascend_registry,
         "EPD_ASCEND_SERVING": settings.ascend_serving,
     }
@@ -166,9 +169,20 @@ def build(
             "the images could not be built",
             expected=f"{', '.join(targets)} within {timeout_s:.0f} s (EPD_BUILD_TIMEOUT_S)",
             found="\n    ".join([f"{ended}; the log ends with", *tail]),
-            fix=f"see {log}; a download that broke off is worth a second `make up`, finished steps are kept",
+            fix=_advice(tail, log),
         )
     print(f"  built in {time.monotonic() - began_s:.0f} s", flush=True)
+
+
+def _advice(tail: list[str], log: Path) -> str:
+    """Return what helps after a failed build that ended with these lines."""
+    if any(words in line.lower() for words in _NO_BASE for line in tail):
+        return (
+            "a base image cannot be pulled: name a mirror of its registry, EPD_ASCEND_REGISTRY=<mirror>/ascend or "
+            "EPD_BASE_IMAGE=<mirror>/library/debian:bookworm-slim (docs/ascend.md, 4); or bring built images here: "
+            "REGISTRY=<registry>/ make pull, make load"
+        )
+    return f"see {log}; a download that broke off is worth a second `make up`, finished steps are kept"
 
 
 def remove_replaced() -> None:

@@ -18,7 +18,7 @@ from epd.settings import Settings
 from epd.settings import entries as setting_entries
 from epd.values import check_store
 
-_NPU_DEFAULTS = Limits(max_model_len=32768, max_num_seqs=128, store_size_mb=8192)
+NPU_DEFAULTS = Limits(max_model_len=32768, max_num_seqs=128, store_size_mb=8192)
 _CPU_DEFAULTS = Limits(max_model_len=2048, max_num_seqs=8, store_size_mb=512)
 """What compose/services.yaml says."""
 _STORE_MEMORY_LIMIT = "2g"
@@ -83,7 +83,7 @@ def wanted(settings: Settings, hardware: str) -> tuple[topology.Topology, Limits
     values = settings.planning
     expert_parallel = values.get("EPD_EXPERT_PARALLEL", "0") not in ("", "0")
     asked = topology.parse(settings.topology, topology.read_parallel(values), expert_parallel=expert_parallel)
-    limits = _limits(values, _CPU_DEFAULTS if hardware == "cpu" else _NPU_DEFAULTS)
+    limits = _limits(values, _CPU_DEFAULTS if hardware == "cpu" else NPU_DEFAULTS)
     store_limit = values.get("EPD_STORE_MEMORY_LIMIT") or (_STORE_MEMORY_LIMIT if hardware == "cpu" else "0")
     check_store(limits.store_size_mb, store_limit)
     return asked, limits

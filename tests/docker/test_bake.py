@@ -81,6 +81,18 @@ def test_addresses_that_may_hold_a_password_are_secrets_and_no_arguments():
     assert {line.rpartition("env=")[2] for line in found["secret"]} >= set(names)
 
 
+def test_packages_of_the_system_come_from_a_mirror_of_the_base_s_distribution():
+    for name, target in bake("release", "cpu-test").items():
+        variable = "EPD_OS_MIRROR_URL" if name in ASCEND else "EPD_DEBIAN_MIRROR"
+        assert f"id=os_mirror_url,env={variable}" in target["secret"], name
+        text = (ROOT / target["dockerfile"]).read_text()
+        steps = [step for step in re.split(r"\n(?=[A-Z]+ )", text) if "apt.sh" in step or "packages.sh" in step]
+        assert steps, name
+        for step in steps:
+            assert "--mount=type=secret,id=ca --mount=type=secret,id=os_mirror_url" in step, step
+        assert "apt-get" not in text, name
+
+
 @pytest.mark.parametrize("profile", ["cpu", "a2", "a3", "a5"])
 def test_the_doctor_takes_every_image_that_a_profile_runs(profile):
     """It compares the label with the profile; one that is for all of them says `any`."""

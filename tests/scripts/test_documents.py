@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from epd import settings, versions
+from epd import planning, settings, versions
+from epd_serve.settings import MooncakePorts
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "proxy/README.md"])
@@ -33,6 +34,54 @@ def test_every_variable_that_compose_images_and_scripts_read_is_explained():
     told = set(VARIABLE.findall(text(ROOT / "docs/configuration.md")))
     proxy = {name for name in used if name.startswith("EPD_PROXY_")}  # its --help explains them
     assert sorted(used - told - NOT_SETTINGS - proxy) == []
+
+
+def defaults_in_documents():
+    """Return what docs/configuration.md names as default, by variable: code in the default's cell, of every table."""
+    found = {}
+    for line in text(ROOT / "docs/configuration.md").splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        names = re.findall(r"`([A-Z][A-Z0-9_]+)`", cells[0]) if len(cells) == 3 else []
+        for index, name in enumerate(names):
+            told = [re.findall(r"`([^`]+)`", part) for part in re.split(r", (?=`)", cells[1])]
+            fitting = [told[index]] if len(told) == len(names) > 1 else told
+            found.setdefault(name, set()).update(*fitting)
+    return found
+
+
+NAMED_IN_WORDS = {"EPD_MODEL", "EPD_IMAGE", "EPD_PROXY_IMAGE", "EPD_STORE_IMAGE", "EPD_HARDWARE"}
+"""Their default is not a value but what was found, built or made."""
+
+
+def test_the_defaults_are_those_of_the_compose_files_the_plan_and_the_roles():
+    told = defaults_in_documents()
+    used = [
+        (name, value)
+        for path in (ROOT / "compose").rglob("*.yaml")
+        for name, value in re.findall(r"\$\{([A-Z][A-Z0-9_]+):-([^${}]+)\}", text(path))
+    ]
+    limits = vars(planning.NPU_DEFAULTS)
+    used += [(f"EPD_{name.upper()}", str(value)) for name, value in limits.items()]
+    roles = text(ROOT / "docker/serve/epd_serve/settings.py")
+    pairs = re.findall(r'read\.(?:number|text|choice)\("([A-Z_]+)", "?([a-z0-9/._-]+)"?[,)]', roles)
+    ports = {f"defaults.{name}": str(port) for name, port in vars(MooncakePorts()).items()}
+    used += [(name, ports.get(value, value)) for name, value in pairs]
+    wrong = {
+        f"{name}: {value}, told: {sorted(told.get(name, ()))}"
+        for name, value in used
+        if value not in told.get(name, ()) and value != "/dev/null" and name not in NAMED_IN_WORDS
+    }
+    assert len(used) > 40
+    assert sorted(wrong) == []
+
+
+def test_what_the_doctor_finds_is_in_troubleshooting():
+    sources = [*(ROOT / "scripts/epd/doctor").glob("*.py"), ROOT / "scripts/epd/preflight.py"]
+    parts = "engine|driver|network|containers|ports|cards|host|model|inside"
+    found = {name for path in sources for name in re.findall(rf'"((?:{parts})\.[a-z-]+)"', text(path))}
+    told = set(re.findall(rf"`((?:{parts})\.[a-z-]+)`", text(ROOT / "docs/troubleshooting.md")))
+    assert len(found) > 30
+    assert (sorted(found - told), sorted(told - found)) == ([], [])
 
 
 def test_the_settings_of_the_proxy_are_as_it_tells_them():

@@ -123,6 +123,21 @@ def test_a_failed_build_shows_its_last_lines_and_where_the_rest_is(programs, roo
     assert (root / "build" / "images.log").read_text().startswith("1\n2\n")
 
 
+def test_a_base_image_that_cannot_be_pulled_is_told_with_the_mirrors(programs, root):
+    said = "ERROR: failed to solve: q.example/ascend/vllm-ascend:v1: failed to resolve source metadata for q.example/x"
+    programs.add("docker", f"echo '{said}: dial tcp: i/o timeout'; exit 1")
+    with pytest.raises(StepError, match="EPD_ASCEND_REGISTRY=<mirror>/ascend or EPD_BASE_IMAGE=<mirror>"):
+        images.build(root, ("a2",), {}, timeout_s=20)
+
+
+def test_without_a_registry_and_debootstrap_other_distributions_are_told_of_a_mirror(programs, root, monkeypatch):
+    programs.add("docker", "echo 'dial tcp: i/o timeout' >&2; exit 1")
+    openeuler = host.parse_os_release('ID="openEuler"\nPRETTY_NAME="openEuler 24.03 (LTS)"\n')
+    monkeypatch.setattr(base_image.command, "have", lambda program: program != "debootstrap")
+    with pytest.raises(StepError, match=r"openEuler 24.03[\s\S]*EPD_BASE_IMAGE=<mirror>"):
+        base_image.obtain(settings.load(root, {}), "bookworm", openeuler, root=True)
+
+
 def test_a_build_that_hangs_is_ended(programs, root):
     programs.add("docker", "exec sleep 30")
     began = time.monotonic()
