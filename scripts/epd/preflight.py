@@ -16,6 +16,7 @@ from epd.doctor.subject import Subject
 from epd.errors import StepError
 from epd.machine import Machine
 from epd.plan import compose
+from epd.plan.hosts import Host
 from epd.planning import Planned
 from epd.settings import Settings
 
@@ -29,10 +30,18 @@ def examine(settings: Settings, versions: Mapping[str, str], machine: Machine) -
         planned = planning.make(settings, hardware, machine)
     except StepError as error:
         found.append(Finding("plan" if hardware else "hardware", Status.FAIL, error.found, error.expected, error.fix))
-    subject = Subject(machine, settings, versions, hardware)
     if planned is None:
-        return found + examination.examine(subject)
+        here = _describe(settings, hardware, machine)
+        return found + examination.examine(Subject(machine, settings, versions, hardware, here))
     return found + examine_planned(settings, versions, machine, planned, will_start=False)
+
+
+def _describe(settings: Settings, hardware: str, machine: Machine) -> Host | None:
+    """Return this machine as a host, so that without a plan its driver and cards are looked at all the same."""
+    try:
+        return planning.describe(settings, hardware, machine) if hardware else None
+    except StepError:
+        return None
 
 
 def examine_planned(

@@ -29,12 +29,13 @@ def check(subject: Subject) -> Iterator[Finding]:
 
 
 def _nodes(subject: Subject) -> Finding:
-    wanted = [f"/dev/{name}" for name in _MANAGERS[subject.hardware]] + [f"/dev/davinci{n}" for n in subject.cards]
+    cards = subject.cards or tuple(survey.card_nodes(subject.machine))
+    wanted = [f"/dev/{name}" for name in _MANAGERS[subject.hardware]] + [f"/dev/davinci{n}" for n in cards]
     missing = [name for name in wanted if not subject.machine.exists(name)]
-    if missing or not subject.cards:
+    if missing or not cards:
         found = f"missing: {', '.join(missing)}" if missing else "no card (/dev/davinci<n>)"
         return failed("driver.nodes", expected=", ".join(wanted), found=found, fix=_REINSTALL)
-    return passed("driver.nodes", f"{len(subject.cards)} card(s) and the driver's own nodes")
+    return passed("driver.nodes", f"{len(cards)} card(s) and the driver's own nodes")
 
 
 def _npu_smi(subject: Subject) -> Iterator[Finding]:

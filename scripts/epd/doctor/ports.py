@@ -19,6 +19,8 @@ _STORE = ("EPD_STORE_PORT", "EPD_STORE_HTTP_PORT")
 def check(subject: Subject) -> Iterator[Finding]:
     """Check every port of a host network; elsewhere the proxy's, which is the only one that is published."""
     yield from _addresses(subject)
+    if not subject.services:
+        return
     wanted = bound(subject)
     names: dict[int, list[str]] = {}
     for port, service in wanted:

@@ -79,6 +79,16 @@ def test_no_alarm_on_a_healthy_host(hardware, topology, case):
     assert ("network.hccn-conf" in names) == (topology == "1e1p1d" and hardware in ("a2", "a3"))
 
 
+@pytest.mark.parametrize("hardware", NPUS)
+def test_a_plan_that_cannot_be_is_the_only_alarm_on_a_healthy_host(hardware, case):
+    for damage in ({"MODEL": ""}, {"TOPOLOGY": "9e9p9d"}):
+        it = case(hardware)
+        it.environ |= damage
+        assert set(it.bad()) == {"plan"}
+        assert "driver.nodes" in {finding.name for finding in it.examine()}
+        shutil.rmtree(it.root.parent)
+
+
 def test_nothing_on_the_host_or_in_the_project_is_changed(case):
     it = case()
 
