@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from epd import image_lock, images, planning, preflight, values
 from epd.context import ROOT, Context
 from epd.errors import StepError
 from epd.plan import kubernetes
-from epd.settings import PLAN_VARIABLES, Settings, stack_variables
+from epd.served_model import MODEL_MOUNT
+from epd.settings import PLAN_VARIABLES, Settings, load, stack_variables
 
 _MEMORY_LIMIT = {"cpu": "6g"}
 _NPU_MEMORY_LIMIT = "128g"
@@ -29,8 +32,9 @@ _TINY_MODEL = "/opt/ascend-epd/tiny-model"
 
 def write(it: Context, _: list[str]) -> int:
     """Write the objects of the stack that is asked for; touch no cluster."""
-    hardware = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
-    names = preflight.image_names(it.settings, it.versions, hardware)
+    told = load(ROOT, on_a_volume(os.environ))
+    hardware = planning.choose_hardware(told.hardware.lower(), it.machine)
+    names = preflight.image_names(told, it.versions, hardware)
     if not names:
         raise StepError(
             "the images' names cannot be told",
@@ -38,12 +42,12 @@ def write(it: Context, _: list[str]) -> int:
             found="none that works",
             fix="make doctor",
         )
-    cluster = describe(it.settings, hardware, image_lock.pinned(ROOT, names, it.settings.registry))
+    cluster = describe(told, hardware, image_lock.pinned(ROOT, names, told.registry))
     folder = ROOT / "deploy" / cluster.topology.name / "kubernetes"
     print(f"{cluster.topology.name} ({hardware}): {cluster.topology.arithmetic()} cards in the cluster")
     for path in write_files(folder, cluster):
         print(f"  {path.relative_to(ROOT)}: written")
-    ignored = left_out(it.settings, cluster)
+    ignored = left_out(told, cluster)
     if ignored:
         advice = "an overlay of Kustomize can say it; files and keys belong into a Secret"
         print(f"Left out: {', '.join(ignored)}; {advice}")
@@ -51,6 +55,16 @@ def write(it: Context, _: list[str]) -> int:
         print(f"Needed: a PersistentVolumeClaim `models` with the folder {cluster.model_folder} in it")
     print(f"Then: kubectl apply -k {folder.relative_to(ROOT)}")
     return 0
+
+
+def on_a_volume(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment with what MODEL stands for where it is a folder that the cluster's volume alone has."""
+    model = environ.get("MODEL", "").strip()
+    if not model.startswith("/") or os.path.isdir(model):
+        return dict(environ)
+    name = Path(model).name
+    told = {"EPD_MODEL": MODEL_MOUNT, "EPD_MODELS": model, "EPD_SERVED_MODEL_NAME": name, **environ}
+    return {**told, "MODEL": "tiny"}  # nothing by itself, and no model of a recipe either
 
 
 def describe(settings: Settings, hardware: str, names: dict[str, str]) -> kubernetes.Cluster:

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from epd import image_lock, planning, preflight
+import os
+
+from epd import image_lock, planning, preflight, recipes, settings
 from epd.context import ROOT, Context
 from epd.doctor import inside, report
-from epd.doctor.finding import Status
+from epd.doctor.finding import Finding, Status
 from epd.doctor.subject import Subject
 from epd.errors import StepError
 from epd.plan import hosts
+from epd.settings import Settings
 
 
 def doctor(it: Context, words: list[str]) -> int:
     """Check this machine for the stack that would be started; change nothing. `--json` for programs."""
-    found = preflight.examine(it.settings, it.versions, it.machine)
+    loaded, found = _settings(it)
+    found += preflight.examine(loaded, it.versions, it.machine)
     print(report.as_json(found) if "--json" in words else report.text(found))
     return report.exit_code(found)
+
+
+def _settings(it: Context) -> tuple[Settings, list[Finding]]:
+    """Return the settings; where the model is what is wrong with them, those without it, and that as a finding.
+
+    Raises:
+        StepError: something else is wrong with them.
+    """
+    try:
+        return it.settings, []
+    except StepError as error:
+        fault = Finding("settings", Status.FAIL, error.found, error.expected, error.fix)
+    environ = {name: value for name, value in os.environ.items() if name not in ("MODEL", recipes.NAME)}
+    return settings.load(ROOT, environ), [fault]
 
 
 def check_host(it: Context, planned: planning.Planned) -> None:

@@ -54,6 +54,16 @@ def test_a_hub_id_and_the_tiny_model_need_no_volume(root):
         describe(root)
 
 
+def test_a_model_s_folder_may_be_on_the_cluster_s_volume_alone(root):
+    for environ in ({}, {"MODEL_RECIPE": "qwen3-vl-8b"}):
+        told = clustering.on_a_volume({"MODEL": "/data/Qwen3-VL-8B-Instruct", "TOPOLOGY": "1e1pd", **environ})
+        found = describe(root, **told)
+        assert (found.model, found.model_folder) == ("/models", "Qwen3-VL-8B-Instruct")
+        assert found.served_model_name == "Qwen3-VL-8B-Instruct"
+    for model in (str(root), "org/model"):
+        assert clustering.on_a_volume({"MODEL": model}) == {"MODEL": model}
+
+
 def test_what_is_set_and_not_in_the_objects_is_named(root):
     environ = {
         "MODEL": "org/model", "TOPOLOGY": "1e1pd", "HF_TOKEN": "t", "VLLM_API_KEY": "k",

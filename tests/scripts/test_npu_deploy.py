@@ -213,6 +213,15 @@ def test_a_recipe_becomes_a_stack_that_compose_understands(tmp_path, free_port):
         assert service["init"] is True
 
 
+def test_the_doctor_looks_at_all_else_where_the_model_is_not_there_yet(tmp_path):
+    done = Server(tmp_path, "a2").run("doctor", MODEL="/data/not-yet")
+    assert done.returncode == 1
+    assert "FAIL settings\n       expected: an existing folder" in done.stdout
+    assert "PASS driver.nodes" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("2 FAIL")  # and that there is nothing to plan for
+    assert done.stderr == ""
+
+
 def test_what_is_wrong_inside_of_the_containers_is_said_once_they_run(tmp_path, free_port):
     server = Server(tmp_path, "a2")
     server.will_run(*SERVICES, port=free_port)
