@@ -45,7 +45,7 @@ def check_host(it: Context, planned: planning.Planned) -> None:
     found = preflight.examine_planned(it.settings, it.versions, it.machine, planned, will_start=True)
     unwell = [finding for finding in found if finding.status is not Status.PASS]
     if unwell:
-        print(report.text(unwell), flush=True)
+        print(report.details(unwell), flush=True)
     print(f"Host checks: {report.summary(found)} (`make doctor` shows all)", flush=True)
     failed = [finding for finding in found if finding.status is Status.FAIL]
     if failed:
@@ -62,7 +62,7 @@ def look_inside(it: Context, planned: planning.Planned) -> None:
     subject = Subject(it.machine, it.settings, it.versions, planned.host.hardware, planned.host, planned.plan)
     unwell = [finding for finding in inside.check(subject) if finding.status is not Status.PASS]
     if unwell:
-        print(f"\nThe containers run, yet:\n{report.text(unwell)}", flush=True)
+        print(f"\nThe containers run, yet:\n{report.details(unwell)}", flush=True)
 
 
 def plan(it: Context, _: list[str]) -> int:

@@ -11,6 +11,11 @@ from epd.doctor.finding import Finding, Status
 
 
 def text(findings: Sequence[Finding]) -> str:
+    """Return the findings and their totals."""
+    return f"{details(findings)}\n{summary(findings)}"
+
+
+def details(findings: Sequence[Finding]) -> str:
     """Return one line for what is well, and what was expected, found and helps for the rest."""
     lines = []
     for finding in findings:
@@ -20,7 +25,7 @@ def text(findings: Sequence[Finding]) -> str:
         lines.append(f"{finding.status} {finding.name}")
         lines += [f"       expected: {finding.expected}", f"       found:    {finding.found}"]
         lines.append(f"       fix:      {finding.fix}")
-    return "\n".join([*lines, summary(findings)])
+    return "\n".join(lines)
 
 
 def summary(findings: Sequence[Finding]) -> str:
