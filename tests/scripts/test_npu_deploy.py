@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from epd.plan import hosts
+from fakes.models import QWEN3_VL_30B_A3B, QWEN25_VL_7B
 from fakes.npu_hosts import FakeHost
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,21 +42,6 @@ case "$*" in
   inspect*) cat "$(dirname "$0")/containers.json";;
 esac
 """
-MODEL = {
-    "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-    "intermediate_size": 18944, "vocab_size": 152064,
-    "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "patch_size": 14,
-                      "spatial_merge_size": 2},
-}  # fmt: skip
-MIXTURE = {
-    "text_config": {
-        "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4,
-        "head_dim": 128, "intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128,
-        "vocab_size": 151936, "max_position_embeddings": 262144,
-    },
-    "vision_config": {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 16,
-                      "spatial_merge_size": 2},
-}  # fmt: skip
 
 
 def environment():
@@ -77,7 +63,7 @@ class Server:
         shutil.copy(ROOT / ".dockerignore", self.folder)
         self.model = self.folder / "Qwen2.5-VL-7B-Instruct"
         self.model.mkdir()
-        (self.model / "config.json").write_text(json.dumps(MODEL))
+        (self.model / "config.json").write_text(json.dumps(QWEN25_VL_7B))
         (self.model / "model.safetensors").write_bytes(b"weights")
         self.fake.file(str(self.model / "config.json"))
         self.calls = self.bin / "calls.txt"
@@ -187,7 +173,7 @@ def test_a_recipe_becomes_a_stack_that_compose_understands(tmp_path, free_port):
     server.will_run(*SERVICES, port=free_port)
     model = server.folder / "model-files" / "Qwen3-VL-30B-A3B-Instruct"
     model.mkdir(parents=True)
-    (model / "config.json").write_text(json.dumps(MIXTURE))
+    (model / "config.json").write_text(json.dumps(QWEN3_VL_30B_A3B))
     (model / "model.safetensors").write_bytes(b"weights")
     server.fake.file(str(model / "config.json"))
     done = server.run(MODEL_RECIPE="qwen3-vl-30b-a3b", EPD_PROXY_PORT=str(free_port))

@@ -12,6 +12,7 @@ from epd import planning, settings
 from epd.errors import StepError
 from epd.machine import Machine
 from epd.plan import hosts
+from fakes.models import QWEN25_VL_7B
 from fakes.npu_hosts import FakeHost
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,13 +24,7 @@ def root(tmp_path):
     shutil.copytree(ROOT / "compose", folder / "compose")
     model = folder / "my-model"
     model.mkdir()
-    config = {
-        "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-        "intermediate_size": 18944, "vocab_size": 152064,
-        "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "patch_size": 14,
-                          "spatial_merge_size": 2},
-    }  # fmt: skip
-    (model / "config.json").write_text(json.dumps(config))
+    (model / "config.json").write_text(json.dumps(QWEN25_VL_7B))
     return folder
 
 

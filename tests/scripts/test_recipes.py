@@ -9,55 +9,14 @@ from epd import dotenv, recipes, settings
 from epd.errors import StepError
 from epd.plan import model, placing, topology
 from epd.plan.hosts import Card, Host
+from fakes.models import PUBLISHED_GB
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = recipes.names(ROOT)
-VISION_3 = {"depth": 27, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 1152, "intermediate_size": 4304,
-            "patch_size": 16, "spatial_merge_size": 2, "deepstack_visual_indexes": [8, 16, 24]}  # fmt: skip
-MOE = {"dtype": "bfloat16", "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936, "num_experts": 128,
-       "max_position_embeddings": 262144}  # fmt: skip
-# The shapes in the config.json of each model, and the published size of its weights in GB.
-CONFIGS = {
-    "qwen2.5-vl-7b": (
-        {
-            "torch_dtype": "bfloat16", "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
-            "num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064,
-            "max_position_embeddings": 128000,
-            "vision_config": {"depth": 32, "hidden_act": "silu", "hidden_size": 1280, "intermediate_size": 3420,
-                              "patch_size": 14, "spatial_merge_size": 2},
-        },
-        16.58,
-    ),
-    "qwen3-vl-8b": (
-        {
-            "text_config": {"dtype": "bfloat16", "hidden_size": 4096, "num_hidden_layers": 36,
-                            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-                            "intermediate_size": 12288, "vocab_size": 151936, "max_position_embeddings": 262144},
-            "vision_config": VISION_3,
-        },
-        17.53,
-    ),
-    "qwen3-vl-30b-a3b": (
-        {
-            "text_config": MOE | {"hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32,
-                                  "intermediate_size": 6144, "moe_intermediate_size": 768},
-            "vision_config": VISION_3,
-        },
-        62.14,
-    ),
-    "qwen3-vl-235b-a22b": (
-        {
-            "text_config": MOE | {"hidden_size": 4096, "num_hidden_layers": 94, "num_attention_heads": 64,
-                                  "intermediate_size": 12288, "moe_intermediate_size": 1536},
-            "vision_config": VISION_3,
-        },
-        471.4,
-    ),
-}  # fmt: skip
 
 
 def test_every_recipe_sets_the_same_variables_all_known_so_that_one_replaces_another():
-    assert set(CONFIGS) == set(NAMES)
+    assert set(PUBLISHED_GB) == set(NAMES)
     expected = {*recipes.variables(ROOT), "MODEL_ID"}
     for name in NAMES:
         assert set(dotenv.read(ROOT / "models" / f"{name}.env").own) == expected, name
@@ -123,7 +82,7 @@ def test_a_recipe_whose_model_is_not_here_says_how_to_get_it(root):
 def plan(recipe, name):
     """Return the plan of a recipe on servers of A3: sixteen cards of 64 GB each."""
     values = dict(dotenv.read(ROOT / "models" / f"{recipe}.env").own)
-    size = model.from_config(recipe, CONFIGS[recipe][0])
+    size = model.from_config(recipe, PUBLISHED_GB[recipe][0])
     cards = tuple(Card(i, i // 2, 65536, 3400) for i in range(16))
     hosts = [Host(f"node-{i}", "a3", f"10.0.0.{i + 1}", "eth0", 2 << 20, cards=cards) for i in range(3)]
     asked = topology.parse(name, topology.read_parallel(values), expert_parallel=values["EPD_EXPERT_PARALLEL"] == "1")
@@ -141,7 +100,7 @@ def test_the_plan_accepts_each_recipe(recipe, name):
 @pytest.mark.parametrize("recipe", NAMES)
 def test_estimates_are_near_the_published_sizes_and_in_the_table(recipe):
     size, asked, made = plan(recipe, "1e1pd")
-    assert size.weights_bytes / 1e9 == pytest.approx(CONFIGS[recipe][1], rel=0.02)
+    assert size.weights_bytes / 1e9 == pytest.approx(PUBLISHED_GB[recipe][1], rel=0.02)
     span = asked.of("prefill-decode")
     tokens = re.search(r"KV cache for about (\d+) tokens", "\n".join(made.notes))[1]
     row = next(line for line in (ROOT / "models" / "README.md").read_text().splitlines() if f"`{recipe}`" in line)

@@ -17,17 +17,12 @@ from epd.doctor.finding import Status
 from epd.doctor.subject import Subject
 from epd.machine import Machine
 from epd.plan import hosts
+from fakes.models import QWEN25_VL_7B
 from fakes.npu_hosts import FakeHost
 
 ROOT = Path(__file__).resolve().parents[3]
 NPUS = ("a2", "a3", "a5")
 VERSIONS = versions.load(ROOT / "docker" / "versions.env")
-QWEN25_VL_7B = {
-    "torch_dtype": "bfloat16", "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
-    "num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064,
-    "vision_config": {"depth": 32, "hidden_act": "silu", "hidden_size": 1280, "intermediate_size": 3420,
-                      "patch_size": 14, "spatial_merge_size": 2},
-}  # fmt: skip
 
 
 class Case:

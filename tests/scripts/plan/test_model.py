@@ -6,33 +6,10 @@ import pytest
 
 from epd.errors import StepError
 from epd.plan import model
-
-QWEN25_VL_7B = {
-    "torch_dtype": "bfloat16", "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
-    "num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064, "tie_word_embeddings": False,
-    "max_position_embeddings": 128000,
-    "vision_config": {"depth": 32, "hidden_act": "silu", "hidden_size": 1280, "intermediate_size": 3420,
-                      "out_hidden_size": 3584, "patch_size": 14, "spatial_merge_size": 2},
-}  # fmt: skip
-QWEN3_VISION = {"depth": 27, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 1152, "intermediate_size": 4304,
-                "patch_size": 16, "spatial_merge_size": 2, "deepstack_visual_indexes": [8, 16, 24]}  # fmt: skip
-QWEN3_VL_8B = {
-    "text_config": {"dtype": "bfloat16", "hidden_size": 4096, "num_hidden_layers": 36, "num_attention_heads": 32,
-                    "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 12288, "vocab_size": 151936,
-                    "max_position_embeddings": 262144},
-    "vision_config": QWEN3_VISION,
-}  # fmt: skip
-QWEN3_VL_30B_A3B = {
-    "text_config": {"dtype": "bfloat16", "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32,
-                    "num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 6144, "vocab_size": 151936,
-                    "num_experts": 128, "moe_intermediate_size": 768, "max_position_embeddings": 262144},
-    "vision_config": QWEN3_VISION,
-}  # fmt: skip
+from fakes.models import PUBLISHED_GB, QWEN3_VL_8B, QWEN25_VL_7B
 
 
-@pytest.mark.parametrize(
-    ("config", "published_gb"), [(QWEN25_VL_7B, 16.58), (QWEN3_VL_8B, 17.53), (QWEN3_VL_30B_A3B, 62.14)]
-)
+@pytest.mark.parametrize(("config", "published_gb"), PUBLISHED_GB.values(), ids=PUBLISHED_GB)
 def test_weights_are_within_two_percent_of_the_published_files(config, published_gb):
     size = model.from_config("m", config)
     assert size.weights_bytes / 1e9 == pytest.approx(published_gb, rel=0.02)
