@@ -70,7 +70,7 @@ def up(it: Context, _: list[str]) -> int:
     planned = planning.make(it.settings, hardware.profile, it.machine)
     print(planning.table(planned.plan), flush=True)
     inspection.check_host(it, planned)
-    tags = provide_images(it, images.served(hardware.profile), pull=it.settings.pull)
+    tags = provide_images(it, images.served(hardware.profile, it.settings), pull=it.settings.pull)
     running = write_dotenv(it, planned, tags)
     print(f"Starting {it.settings.topology} …", flush=True)
     stack.up(running, timeout_s=up_timeout_s(it.settings, hardware.profile))
@@ -127,7 +127,7 @@ def build(it: Context, words: list[str]) -> int:
     """Build the images of this machine's hardware profile (or of EPD_HARDWARE), or the bake targets named."""
     prepare_engine(it)
     hardware = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
-    provide_images(it, tuple(words) or images.served(hardware), pull=False)
+    provide_images(it, tuple(words) or images.served(hardware, it.settings), pull=False)
     return 0
 
 

@@ -16,7 +16,7 @@ def push(it: Context, words: list[str]) -> int:
     """Push the images of this hardware profile, or the bake targets named; build them first unless they are current."""
     _require_registry(it)
     prepare_engine(it)
-    registry.push(ROOT, _named_for_registry(it, tuple(words) or images.served(_hardware(it))), it.settings.registry)
+    registry.push(ROOT, _named_for_registry(it, tuple(words) or _served(it)), it.settings.registry)
     return 0
 
 
@@ -28,7 +28,7 @@ def publish(it: Context, words: list[str]) -> int:
     """
     _require_registry(it)
     prepare_engine(it)
-    targets = tuple(words) or images.served(_hardware(it))
+    targets = tuple(words) or _served(it)
     environment = images.bake_environment(
         it.settings,
         it.versions,
@@ -44,7 +44,7 @@ def bundle(it: Context, _: list[str]) -> int:
     """Write a folder with all that a host without a network needs, and the model that this command line names."""
     prepare_engine(it)
     hardware, version, model = _hardware(it), it.versions["EPD_VERSION"], _model(it)
-    targets = images.served(hardware)
+    targets = images.served(hardware, it.settings)
     provide_images(it, targets, pull=it.settings.pull)
     tags = images.tags(ROOT, targets, it.bake)
     folder = _absolute(it.settings.bundle) if it.settings.bundle else ROOT / "dist" / f"ascend-epd-{version}-{hardware}"
@@ -94,6 +94,10 @@ def _require_registry(it: Context) -> None:
 
 def _hardware(it: Context) -> str:
     return planning.choose_hardware(it.settings.hardware.lower(), it.machine)
+
+
+def _served(it: Context) -> tuple[str, ...]:
+    return images.served(_hardware(it), it.settings)
 
 
 def _absolute(folder: str) -> Path:

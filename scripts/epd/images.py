@@ -35,12 +35,14 @@ _VARIABLES = {"proxy": "EPD_PROXY_IMAGE", "store": "EPD_STORE_IMAGE"}
 """What tells Compose the image of a bake target; EPD_IMAGE that of the serving roles."""
 
 
-def served(profile: str) -> tuple[str, ...]:
+def served(profile: str, settings: Settings) -> tuple[str, ...]:
     """Return the bake targets that a stack on a hardware profile runs: that of the serving roles, and those beside it.
 
     The image for NPUs cannot be the embeddings' pool: its Mooncake wants CANN and a driver.
     """
-    return SERVED if profile == "cpu" else (profile, "proxy", "store")
+    if profile == "cpu":
+        return SERVED
+    return (f"{profile}-openeuler" if settings.ascend_os == "openeuler" else profile, "proxy", "store")
 
 
 def variables(tags: Mapping[str, str]) -> dict[str, str]:

@@ -117,7 +117,7 @@ def _copy(settings: Settings, planned: Planned, folder: Path) -> list[str]:
 
 def image_names(settings: Settings, versions: Mapping[str, str], hardware: str) -> dict[str, str]:
     """Return the images that a start would use; none where buildx cannot tell, then Compose's defaults count."""
-    targets = images.served(hardware)
+    targets = images.served(hardware, settings)
     try:
         return images.variables(images.tags(settings.root, targets, images.bake_variables(settings, versions)))
     except StepError:

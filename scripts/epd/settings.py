@@ -25,8 +25,11 @@ _SECRETS = frozenset({"HF_TOKEN"})
 """Never written to `.env`; the user may."""
 _PLANNED_FILE = re.compile(r"^deploy/([^/]+)/[^/]+/compose\.yaml$")
 IMAGE_VARIABLES = frozenset(
-    {"REGISTRY", "EPD_PULL", "EPD_BASE_IMAGE", "TORCH_INDEX_URL", "EPD_ASCEND_REGISTRY", "EPD_ASCEND_SERVING"}
-)
+    {
+        "REGISTRY", "EPD_PULL", "EPD_BASE_IMAGE", "TORCH_INDEX_URL", "EPD_ASCEND_REGISTRY", "EPD_ASCEND_SERVING",
+        "EPD_ASCEND_OS",
+    }
+)  # fmt: skip
 """What the images depend on: kept in `.env`, or the next `make up` would build others."""
 _MAKE_VARIABLES = frozenset(
     {
@@ -99,6 +102,8 @@ class Settings:
     """Mirror of the distribution's archive, for the same."""
     ascend_registry: str
     """Where the base images `cann` and `vllm-ascend` are pulled from; empty for their makers' registry."""
+    ascend_os: str
+    """Distribution in the Ascend image: `ubuntu`, `openeuler`, or empty for the usual one, Ubuntu."""
     ascend_serving: str
     """What the Ascend image is built on: `vendor`, `cann`, or empty for the bake file's choice."""
     ca_bundle: str
@@ -154,6 +159,7 @@ def load(root: Path, environ: Mapping[str, str]) -> Settings:
         ascend_index_url=setting("ASCEND_INDEX_URL"),
         os_mirror_url=setting("EPD_OS_MIRROR_URL"),
         ascend_registry=setting("EPD_ASCEND_REGISTRY").rstrip("/"),
+        ascend_os=values.choice("EPD_ASCEND_OS", setting("EPD_ASCEND_OS"), ("ubuntu", "openeuler")),
         ascend_serving=values.choice("EPD_ASCEND_SERVING", setting("EPD_ASCEND_SERVING"), ("vendor", "cann")),
         ca_bundle=setting("SSL_CERT_FILE"),
     )

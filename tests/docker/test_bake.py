@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from epd import images
+from epd import images, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = dict(
@@ -93,10 +93,13 @@ def test_packages_of_the_system_come_from_a_mirror_of_the_base_s_distribution():
         assert "apt-get" not in text, name
 
 
+@pytest.mark.parametrize("os_name", ["ubuntu", "openeuler"])
 @pytest.mark.parametrize("profile", ["cpu", "a2", "a3", "a5"])
-def test_the_doctor_takes_every_image_that_a_profile_runs(profile):
+def test_the_doctor_takes_every_image_that_a_profile_runs(profile, os_name):
     """It compares the label with the profile; one that is for all of them says `any`."""
-    for name, target in bake(*images.served(profile)).items():
+    targets = images.served(profile, settings.load(ROOT, {"EPD_ASCEND_OS": os_name}))
+    assert (f"{profile}-openeuler" in targets) == (os_name == "openeuler" and profile != "cpu")
+    for name, target in bake(*targets).items():
         label = re.search(r'org\.ascend-epd\.hardware="([^"]+)"', (ROOT / target["dockerfile"]).read_text())[1]
         assert label.replace("$EPD_HARDWARE", target["args"].get("EPD_HARDWARE", "")) in (profile, "any"), name
 

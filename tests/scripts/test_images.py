@@ -52,10 +52,12 @@ def test_the_hash_follows_what_the_build_is_told_but_no_secret(root):
 
 
 def test_npus_have_an_image_of_their_own_and_one_for_the_pool(root):
-    assert images.served("cpu") == ("cpu", "proxy")
-    tags = {target: f"r/{target}:1" for target in images.served("a3")}
+    usual, openeuler = settings.load(root, {}), settings.load(root, {"EPD_ASCEND_OS": "openeuler"})
+    assert images.served("cpu", openeuler) == images.served("cpu", usual) == ("cpu", "proxy")
+    assert images.served("a3", usual) == ("a3", "proxy", "store")
+    tags = {target: f"r/{target}:1" for target in images.served("a3", openeuler)}
     assert images.variables(tags) == {
-        "EPD_IMAGE": "r/a3:1",
+        "EPD_IMAGE": "r/a3-openeuler:1",
         "EPD_PROXY_IMAGE": "r/proxy:1",
         "EPD_STORE_IMAGE": "r/store:1",
     }
