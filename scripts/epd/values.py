@@ -21,6 +21,7 @@ _COUNTS = {
     "EPD_MAX_MODEL_LEN": 1,
     "EPD_MAX_NUM_SEQS": 1,
     "EPD_STORE_SIZE_MB": 16,
+    "EPD_PROXY_WORKERS": 1,
     "EPD_CPU_THREADS": 1,
     "EPD_CPU_KV_CACHE_GIB": 1,
 }

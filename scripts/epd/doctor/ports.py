@@ -71,7 +71,8 @@ def _ports(name: str, service: Mapping[str, Any]) -> list[int]:
     names = {"mooncake-master": _MASTER, "mooncake-store": _STORE}.get(name, _OWN)
     ports = [int(environment[key]) for key in names if str(environment.get(key, "")).isdecimal()]
     if "--metaserver-advertise-url" in (service.get("command") or []):
-        ports.append(METASERVER)
+        workers = str(environment.get("EPD_PROXY_WORKERS") or 1)
+        ports += range(METASERVER, METASERVER + (int(workers) if workers.isdecimal() else 1))
     first = str(environment.get("EPD_KV_PORT", ""))
     if first.isdecimal():
         sizes = [int(environment.get(f"EPD_{kind}_PARALLEL_SIZE") or 1) for kind in ("TENSOR", "DATA")]

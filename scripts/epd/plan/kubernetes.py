@@ -143,7 +143,9 @@ def _proxy(cluster: Cluster) -> list[dict[str, Any]]:
     if "decode" in cluster.topology.counts:
         words += ["--metaserver-host", "0.0.0.0", "--metaserver-advertise-url", f"http://metaserver:{METASERVER}"]
         # Not part of the service that clients are given: decode instances alone call it.
-        services.append(_service("metaserver", {"ports": [{"name": "http", "port": METASERVER}]}, selects="proxy"))
+        workers = int(cluster.proxy_environment.get("EPD_PROXY_WORKERS") or 1)
+        ports = [{"name": f"worker-{index}", "port": METASERVER + index} for index in range(workers)]
+        services.append(_service("metaserver", {"ports": ports}, selects="proxy"))
     return [
         _deployment("proxy", pods.proxy(cluster.images["EPD_PROXY_IMAGE"], words, cluster.proxy_environment)),
         *services,

@@ -227,6 +227,12 @@ FAULTS = {
     "hub id while offline": (
         "a2", environ(MODEL="Qwen/Qwen2.5-VL-7B-Instruct", HF_HUB_OFFLINE="1"), "model.files", "OFFLINE",
     ),
+    "someone listens where a worker of the proxy will": (
+        "a2",
+        lambda it: (environ(EPD_PROXY_WORKERS="3")(it), listener(8003)(it)),
+        "ports.free",
+        "8003 (proxy): in use",
+    ),
     "someone listens on a port": ("a2", listener(8100), "ports.free", "8100 (encode-0): in use"),
     # and what a host may lack besides
     "npu-smi fails": ("a2", broken_npu_smi, "driver.npu-smi", "ret is -8005"),

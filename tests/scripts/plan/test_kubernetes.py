@@ -141,6 +141,13 @@ def test_two_prefill_instances_on_one_node_share_no_port():
     assert one.peer_parallel.tensor == 4
 
 
+def test_each_worker_of_the_proxy_is_reached_by_the_callbacks():
+    made = cluster(proxy_environment={"EPD_PROXY_WORKERS": "3"})
+    service = next(item for item in objects(made) if item["metadata"]["name"] == "metaserver")
+    assert [port["port"] for port in service["spec"]["ports"]] == [8001, 8002, 8003]
+    kubernetes_validate.validate(service, API_VERSIONS[0], strict=True)
+
+
 def test_every_image_is_one_that_kustomize_can_replace():
     made = cluster()
     images = {item["name"]: item for item in yaml.safe_load(kubernetes.render(made)["kustomization.yaml"])["images"]}
