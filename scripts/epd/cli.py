@@ -19,13 +19,13 @@ from epd import (
     delivery,
     dotenv,
     fetching,
-    host,
     images,
     inspection,
     planning,
     services,
     settings,
     stack,
+    survey,
     venv,
 )
 from epd.context import ROOT, Context, context
@@ -62,18 +62,17 @@ def main(argv: list[str]) -> int:
 
 def up(it: Context, _: list[str]) -> int:
     """Do everything from a fresh machine to an answering stack."""
-    wanted = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
-    hardware = host.detect_hardware(wanted, available=settings.profiles(ROOT), dev=it.machine.path("/dev"))
-    print(f"Host: {it.distribution.pretty_name}; {host.describe_hardware(hardware)}", flush=True)
-    planning.check_model(it.settings.planning, hardware.profile)  # before anything is installed for nothing
+    profile = planning.choose_hardware(it.settings.hardware, it.machine)
+    print(f"Host: {it.distribution.pretty_name}; {survey.sentence(it.machine, profile)}", flush=True)
+    planning.check_model(it.settings.planning, profile)  # before anything is installed for nothing
     prepare_engine(it)
-    planned = planning.make(it.settings, hardware.profile, it.machine)
+    planned = planning.make(it.settings, profile, it.machine)
     print(planning.table(planned.plan), flush=True)
     inspection.check_host(it, planned)
-    tags = provide_images(it, images.served(hardware.profile, it.settings), pull=it.settings.pull)
+    tags = provide_images(it, images.served(profile, it.settings), pull=it.settings.pull)
     running = write_dotenv(it, planned, tags)
     print(f"Starting {it.settings.topology} …", flush=True)
-    stack.up(running, timeout_s=up_timeout_s(it.settings, hardware.profile))
+    stack.up(running, timeout_s=up_timeout_s(it.settings, profile))
     images.remove_replaced()  # only now does no container use them any more
     inspection.look_inside(it, planned)
     if planned.host != planned.plan.head:
@@ -126,7 +125,7 @@ def current_stack() -> stack.Stack:
 def build(it: Context, words: list[str]) -> int:
     """Build the images of this machine's hardware profile (or of EPD_HARDWARE), or the bake targets named."""
     prepare_engine(it)
-    hardware = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
+    hardware = planning.choose_hardware(it.settings.hardware, it.machine)
     provide_images(it, tuple(words) or images.served(hardware, it.settings), pull=False)
     return 0
 

@@ -33,7 +33,7 @@ _TINY_MODEL = "/opt/ascend-epd/tiny-model"
 def write(it: Context, _: list[str]) -> int:
     """Write the objects of the stack that is asked for; touch no cluster."""
     told = load(ROOT, on_a_volume(os.environ))
-    hardware = planning.choose_hardware(told.hardware.lower(), it.machine)
+    hardware = planning.choose_hardware(told.hardware, it.machine)
     names = preflight.image_names(told, it.versions, hardware)
     if not names:
         raise StepError(

@@ -93,7 +93,7 @@ def _require_registry(it: Context) -> None:
 
 
 def _hardware(it: Context) -> str:
-    return planning.choose_hardware(it.settings.hardware.lower(), it.machine)
+    return planning.choose_hardware(it.settings.hardware, it.machine)
 
 
 def _served(it: Context) -> tuple[str, ...]:

@@ -1,16 +1,11 @@
-"""What kind of machine this is: distribution, rights, NPUs. Looks, changes nothing."""
+"""What kind of machine this is: distribution, rights. Looks, changes nothing."""
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-
-from epd.errors import StepError
-
-_CARD = re.compile(r"davinci\d+")
 
 
 @dataclass(frozen=True)
@@ -32,18 +27,6 @@ class Distribution:
             if name in ("ubuntu", "debian"):
                 return name
         return ""
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """The profile that the stack runs on, and the NPU device nodes that were seen."""
-
-    profile: str
-    """`cpu`, or one of the names in `compose/hardware/`."""
-    cards: tuple[str, ...]
-    """Device nodes of NPU cards, sorted by number."""
-    manager: bool
-    """Whether the NPU driver's manager node exists."""
 
 
 def parse_os_release(text: str) -> Distribution:
@@ -77,33 +60,3 @@ def is_root() -> bool:
 def has_systemd(run: Path = Path("/run/systemd/system")) -> bool:
     """Whether systemd is pid 1; sd_booted(3) looks at this folder."""
     return run.is_dir()
-
-
-def detect_hardware(wanted: str, *, available: tuple[str, ...], dev: Path = Path("/dev")) -> Hardware:
-    """Return the `wanted` hardware profile, `cpu` if it is empty, and the NPUs that there are.
-
-    Raises:
-        StepError: the wanted profile is not available.
-    """
-    nodes = sorted((p.name for p in dev.glob("davinci*") if _CARD.fullmatch(p.name)), key=lambda n: int(n[7:]))
-    cards = tuple(f"/dev/{name}" for name in nodes)
-    manager = (dev / "davinci_manager").exists()
-    profile = wanted.lower() or "cpu"
-    if profile not in available:
-        raise StepError(
-            f"hardware profile {profile!r} is not available",
-            expected=f"one of: {', '.join(available)}",
-            found=f"EPD_HARDWARE={profile}",
-            fix="name one of them, or leave EPD_HARDWARE out: npu-smi tells what this machine has",
-        )
-    return Hardware(profile=profile, cards=cards, manager=manager)
-
-
-def describe_hardware(hardware: Hardware) -> str:
-    """Say in a sentence which profile was chosen and why."""
-    if not hardware.manager and not hardware.cards:
-        return f"no NPU found (/dev/davinci*): profile {hardware.profile}"
-    seen = f"{len(hardware.cards)} Ascend NPU node(s) found (/dev/davinci*)"
-    if hardware.profile == "cpu":
-        return f"{seen}; the cpu profile leaves them alone"
-    return f"{seen}: profile {hardware.profile}"

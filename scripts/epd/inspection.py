@@ -70,7 +70,7 @@ def plan(it: Context, _: list[str]) -> int:
     if it.settings.planning.get("EPD_HOSTS"):
         made = planning.for_inventory(it.settings)
     else:
-        hardware = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
+        hardware = planning.choose_hardware(it.settings.hardware, it.machine)
         made = planning.make(it.settings, hardware, it.machine).plan
     print(planning.table(made))
     written = planning.write_all(ROOT, made)
@@ -88,6 +88,6 @@ def plan(it: Context, _: list[str]) -> int:
 
 def describe(it: Context, _: list[str]) -> int:
     """Print this machine as an inventory of one host."""
-    hardware = planning.choose_hardware(it.settings.hardware.lower(), it.machine)
+    hardware = planning.choose_hardware(it.settings.hardware, it.machine)
     print(hosts.dump([planning.describe(it.settings, hardware, it.machine)]), end="")
     return 0

@@ -26,7 +26,7 @@ def examine(settings: Settings, versions: Mapping[str, str], machine: Machine) -
     found: list[Finding] = []
     hardware, planned = "", None
     try:
-        hardware = planning.choose_hardware(settings.hardware.lower(), machine)
+        hardware = planning.choose_hardware(settings.hardware, machine)
         planned = planning.make(settings, hardware, machine)
     except StepError as error:
         found.append(Finding("plan" if hardware else "hardware", Status.FAIL, error.found, error.expected, error.fix))

@@ -140,7 +140,7 @@ def load(root: Path, environ: Mapping[str, str]) -> Settings:
         root=root,
         project=values.matching("COMPOSE_PROJECT_NAME", setting("COMPOSE_PROJECT_NAME", "ascend-epd"), _PROJECT),
         topology=_topology(setting("TOPOLOGY"), compose_file),
-        hardware=environ.get("EPD_HARDWARE", "").strip() or file.own.get("EPD_HARDWARE", ""),
+        hardware=_hardware(root, environ.get("EPD_HARDWARE", "").strip() or file.own.get("EPD_HARDWARE", "")),
         proxy_port=int(number("EPD_PROXY_PORT", "8000", 1, 65535)),
         chosen=chosen,
         planning=planning,
@@ -163,6 +163,19 @@ def load(root: Path, environ: Mapping[str, str]) -> Settings:
         ascend_serving=values.choice("EPD_ASCEND_SERVING", setting("EPD_ASCEND_SERVING"), ("vendor", "cann")),
         ca_bundle=setting("SSL_CERT_FILE"),
     )
+
+
+def _hardware(root: Path, wanted: str) -> str:
+    """Return a hardware profile that was asked for; empty stays empty."""
+    profile = wanted.lower()
+    if profile and profile not in profiles(root):
+        raise StepError(
+            f"hardware profile {profile!r} is not available",
+            expected=f"one of: {', '.join(profiles(root))}",
+            found=f"EPD_HARDWARE={wanted}",
+            fix="name one of them, or leave EPD_HARDWARE out: npu-smi tells what this machine has",
+        )
+    return profile
 
 
 def entries(

@@ -28,6 +28,15 @@ def card_nodes(machine: Machine) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def sentence(machine: Machine, profile: str) -> str:
+    """Say what NPUs this machine has, and which profile was chosen."""
+    count = len(card_nodes(machine))
+    if not count and not machine.exists("/dev/davinci_manager"):
+        return f"no NPU found (/dev/davinci*): profile {profile}"
+    seen = f"{count} Ascend NPU node(s) found (/dev/davinci*)"
+    return f"{seen}; the cpu profile leaves them alone" if profile == "cpu" else f"{seen}: profile {profile}"
+
+
 def chips(machine: Machine) -> list[npu_smi.Chip]:
     """Return the chips that npu-smi names; none when it is missing or fails."""
     table = machine.run("npu-smi", "info")

@@ -193,6 +193,9 @@ def test_profiles_are_the_files_there_are(root):
     assert settings.profiles(root) == ("cpu",)
     (root / "compose" / "hardware" / "a2.yaml").write_text("services: {}\n")
     assert settings.profiles(root) == ("a2", "cpu")
+    assert settings.load(root, {"EPD_HARDWARE": "A2"}).hardware == "a2"
+    with pytest.raises(StepError, match=r"expected: one of: a2, cpu\n.*EPD_HARDWARE=a3\n.*fix:"):
+        settings.load(root, {"EPD_HARDWARE": "a3"})
 
 
 def test_a_name_that_nothing_reads_is_told_with_the_one_that_was_meant(root):

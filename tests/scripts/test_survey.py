@@ -24,6 +24,18 @@ def test_a_server_with_npus(hardware, tmp_path):
     assert host.roce == (hardware != "a5")
 
 
+def test_what_npus_there_are_is_said(tmp_path):
+    machine = Machine(tmp_path)
+    fake = FakeHost(tmp_path, "cpu")
+    fake.file("/dev/davincissimo")
+    assert survey.sentence(machine, "cpu") == "no NPU found (/dev/davinci*): profile cpu"
+    for name in ("davinci10", "davinci2", "davinci_manager"):
+        fake.file(f"/dev/{name}")
+    assert survey.card_nodes(machine) == [2, 10]
+    assert survey.sentence(machine, "a2") == "2 Ascend NPU node(s) found (/dev/davinci*): profile a2"
+    assert survey.sentence(machine, "cpu").endswith("the cpu profile leaves them alone")
+
+
 def test_a_machine_without_npus_is_a_cpu_host(tmp_path):
     host = describe(FakeHost(tmp_path, "cpu"))
     assert (host.hardware, host.cards, host.address) == ("cpu", (), "127.0.0.1")
