@@ -19,21 +19,13 @@ def check(subject: Subject) -> Iterator[Finding]:
     """Check the instances of this host that run; nothing before a start, as that may well replace them."""
     if subject.will_start:
         return
-    running = _running(subject)
+    running = subject.running
     instances = [instance for instance in subject.instances if instance.name in running]
     if subject.npu and instances:
         yield _cards(subject, running, instances)
     decoding = [instance for instance in instances if instance.role == "decode"]
     if decoding:
         yield _metaserver(subject, running, decoding)
-
-
-def _running(subject: Subject) -> Mapping[str, str]:
-    """Return the container's id of each service of this stack that runs."""
-    label = f"label=com.docker.compose.project={subject.settings.project}"
-    form = '{{.ID}} {{.Label "com.docker.compose.service"}}'
-    lines = subject.machine.run("docker", "ps", "--filter", label, "--format", form).stdout.splitlines()
-    return {words[1]: words[0] for line in lines if len(words := line.split()) == 2}
 
 
 def _cards(subject: Subject, running: Mapping[str, str], instances: list[Instance]) -> Finding:

@@ -70,6 +70,14 @@ class Subject:
         label = f"label=com.docker.compose.project={self.settings.project}"
         return bool(self.machine.run("docker", "ps", "-q", "--filter", label).stdout.strip())
 
+    @property
+    def running(self) -> Mapping[str, str]:
+        """The container's id of each service of this stack that runs."""
+        label = f"label=com.docker.compose.project={self.settings.project}"
+        form = '{{.ID}} {{.Label "com.docker.compose.service"}}'
+        lines = self.machine.run("docker", "ps", "--filter", label, "--format", form).stdout.splitlines()
+        return {words[1]: words[0] for line in lines if len(words := line.split()) == 2}
+
     def image_labels(self, image: str) -> Mapping[str, str] | None:
         """Return the labels of an image; None when the engine does not have it."""
         result = self.machine.run("docker", "image", "inspect", "--format", "{{json .Config.Labels}}", image)

@@ -303,6 +303,16 @@ def test_a_running_stack_is_looked_at_from_the_inside(case):
     assert found["inside.metaserver"].found == "decode-0 reach 127.0.0.1:8001"
 
 
+def test_ports_of_what_runs_are_its_own_and_those_of_what_comes_are_looked_at(case):
+    it = case()
+    running(it)
+    listener(8100)(it)  # encode-0's
+    assert it.bad() == {}
+    it.environ["TOPOLOGY"] = "2e1p1d"
+    listener(8101)(it)
+    assert it.bad()["ports.free"].found == "8101 (encode-1): in use"
+
+
 def test_a_container_without_its_card_is_found(case):
     it = case()
     running(it, missing=("prefill-0",))
