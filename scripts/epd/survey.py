@@ -87,14 +87,14 @@ def cards(machine: Machine, project: str = "") -> tuple[Card, ...]:
     """Return the cards that have a device node and that npu-smi knows, and who uses them."""
     nodes = set(card_nodes(machine))
     group = npu_smi.groups(npu_smi.links(machine.run("npu-smi", "info", "-t", "topo").stdout))
-    users = card_users(machine, project)
+    users, busy = card_users(machine, project), card_users(machine)
     addresses = dict(_HCCN.findall(machine.text("/etc/hccn.conf")))
     return tuple(
         Card(
             id=chip.physical,
             module=chip.npu,
             hbm_mib=chip.hbm_mib,
-            hbm_used_mib=0 if chip.physical in users else chip.hbm_used_mib,
+            hbm_used_mib=0 if chip.physical in busy else chip.hbm_used_mib,
             numa=_numa(machine, chip.bus),
             group=group.get(chip.physical, 0),
             address=addresses.get(str(chip.physical), ""),

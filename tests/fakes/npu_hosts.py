@@ -135,10 +135,10 @@ class FakeHost:
         lines = ["| npu-smi 25.5.0                   Version: 25.5.0                                               |"]
         for module, chip in self.places():
             health = self.health.get((module, chip), "OK")
-            bus, used = self.bus(module, chip).upper(), 3400
+            bus, used = self.bus(module, chip).upper(), self.hbm_used(module, chip)
             if self.hardware == "a5":
                 lines.append(f"| {module}      | {name} | {health:<13} | 276.0     69      0 / 0 |")
-                lines.append(f"|        | {bus} | 0  0 / 0        8824 / 131072 |")
+                lines.append(f"|        | {bus} | 0  0 / 0        {used} / 131072 |")
                 continue
             numbers = f"{chip}     {self.physical(module, chip)}" if self.hardware == "a3" else f"{chip}"
             lines.append(
@@ -155,6 +155,13 @@ class FakeHost:
             else:
                 lines.append(f"| No running processes found in NPU {module} |")
         return "\n".join(lines) + "\n"
+
+    def hbm_used(self, module, chip):
+        """MiB that are taken: little on an idle card, nearly all where vLLM runs."""
+        nodes = {device["PathOnHost"] for c in self.containers for device in c["HostConfig"].get("Devices", [])}
+        if (module, chip) in self.processes or f"/dev/davinci{self.physical(module, chip)}" in nodes:
+            return {"a5": 124000}.get(self.hardware, 61000)
+        return {"a5": 8824}.get(self.hardware, 3400)
 
     def mapping(self):
         if self.hardware == "a5":
@@ -250,4 +257,4 @@ class FakeHost:
         self.containers.append(
             {"Id": f"id-{name}", "Name": f"/{name}", "HostConfig": {"Devices": devices}, "Config": {"Labels": labels}}
         )
-        self.write_docker()
+        self.write()

@@ -6,6 +6,7 @@ buildx's reading of our files is real.
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -129,11 +130,16 @@ def test_plan_checks_images_start_banner_and_all_of_it_again(hardware, tmp_path,
     assert f"{server.fake.count} Ascend NPU node(s) found" in first.stdout
     assert server.done() == [f"{hardware} proxy store", "compose --progress plain up -d --no-build --remove-orphans"]
 
+    for card, name in enumerate(("encode-0", "prefill-0", "decode-0")):  # which fill their cards now
+        server.fake.container(f"ascend-epd-{name}-1", [card], project="ascend-epd", service=name)
     with socket.socket() as proxy:  # the one that runs now has its port
         proxy.bind(("127.0.0.1", free_port))
         proxy.listen()
         again = server.run()
     assert again.returncode == 0, again.stdout + again.stderr
+    assert re.findall(r"cards \d", again.stdout) == re.findall(r"cards \d", first.stdout)
+    assert ".env: unchanged" in again.stdout
+    assert "yet:" not in again.stdout  # nothing wrong inside
 
 
 def test_an_instance_that_runs_on_other_cards_than_it_will_get_does_not_stand_in_the_way(tmp_path, free_port):

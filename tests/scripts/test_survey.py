@@ -66,6 +66,16 @@ def test_our_own_containers_do_not_stand_in_their_own_way(tmp_path):
     assert all(not card.taken_by for card in describe(fake).cards)
 
 
+@pytest.mark.parametrize("hardware", ["a2", "a3", "a5"])
+def test_what_runs_on_a_card_is_not_what_an_idle_card_takes(hardware, tmp_path):
+    fake = FakeHost(tmp_path, hardware)
+    idle = describe(fake).cards[7].hbm_used_mib
+    assert idle > 0
+    fake.container("ascend-epd-encode-0-1", [0], project="ascend-epd")
+    fake.container("someone-else", [1])
+    assert [card.hbm_used_mib for card in describe(fake).cards[:3]] == [0, 0, idle]
+
+
 def test_a_container_of_the_ascend_runtime_takes_its_cards_too(tmp_path):
     fake = FakeHost(tmp_path, "a2")
     fake.containers = [{"Id": "x", "Name": "/x", "HostConfig": {}, "Config": {"Env": ["ASCEND_VISIBLE_DEVICES=0,2-3"]}}]

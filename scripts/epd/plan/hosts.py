@@ -28,7 +28,7 @@ class Card:
     """Number of the module it sits on."""
     hbm_mib: int
     hbm_used_mib: int = 0
-    """What is taken on an idle card: driver and firmware."""
+    """What is taken on an idle card: driver and firmware. 0 where it is not known, as something runs there."""
     numa: int = -1
     """NUMA node of its PCI device; -1 where the host does not tell."""
     group: int = 0
