@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from epd import npu_smi
 from epd.errors import StepError
@@ -13,7 +13,7 @@ from epd.machine import Machine
 from epd.plan.hosts import Card, Host
 
 HCCN_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
-_PROJECT_LABEL = "com.docker.compose.project"
+_PROJECT_LABEL, _SERVICE_LABEL = "com.docker.compose.project", "com.docker.compose.service"
 _NODE = re.compile(r"^davinci(\d+)$")
 _CHIP_PREFIX = re.compile(r"^Ascend\w+-")
 """What Ascend's Docker runtime takes before each number in ASCEND_VISIBLE_DEVICES, and its device plugin writes."""
@@ -88,6 +88,12 @@ def cards(machine: Machine, project: str = "") -> tuple[Card, ...]:
     nodes = set(card_nodes(machine))
     group = npu_smi.groups(npu_smi.links(machine.run("npu-smi", "info", "-t", "topo").stdout))
     users, busy = card_users(machine, project), card_users(machine)
+    own = {
+        card: user.service
+        for card, found in containers(machine).items()
+        for user in found
+        if project and user.project == project
+    }
     addresses = dict(_HCCN.findall(machine.text("/etc/hccn.conf")))
     return tuple(
         Card(
@@ -99,6 +105,7 @@ def cards(machine: Machine, project: str = "") -> tuple[Card, ...]:
             group=group.get(chip.physical, 0),
             address=addresses.get(str(chip.physical), ""),
             taken_by=users.get(chip.physical, ""),
+            serves=own.get(chip.physical, ""),
         )
         for chip in chips(machine)
         if chip.physical in nodes
@@ -112,7 +119,7 @@ def card_users(machine: Machine, project: str = "") -> dict[int, str]:
     """
     own, others = set(), {}
     for card, users in containers(machine).items():
-        names = [name for name, of_project in users if not project or of_project != project]
+        names = [user.name for user in users if not project or user.project != project]
         if names:
             others[card] = f"container {names[0]}"
         else:
@@ -126,8 +133,18 @@ def card_users(machine: Machine, project: str = "") -> dict[int, str]:
     return found | others
 
 
-def containers(machine: Machine) -> dict[int, list[tuple[str, str]]]:
-    """Return the running containers that have a card's device node, by the card's number: name and Compose project."""
+class User(NamedTuple):
+    """A running container that has a card."""
+
+    name: str
+    project: str
+    """Compose project; empty when it is none's."""
+    service: str
+    """Its service in there."""
+
+
+def containers(machine: Machine) -> dict[int, list[User]]:
+    """Return the running containers that have a card's device node, by the card's number."""
     ids = machine.run("docker", "ps", "-q").stdout.split()
     if not ids:
         return {}
@@ -135,11 +152,13 @@ def containers(machine: Machine) -> dict[int, list[tuple[str, str]]]:
         inspected: list[dict[str, Any]] = json.loads(machine.run("docker", "inspect", *ids).stdout or "[]")
     except ValueError:
         return {}
-    found: dict[int, list[tuple[str, str]]] = {}
+    found: dict[int, list[User]] = {}
     for container in inspected:
-        project = str((container.get("Config", {}).get("Labels") or {}).get(_PROJECT_LABEL, ""))
+        labels = container.get("Config", {}).get("Labels") or {}
+        name = str(container.get("Name", "?")).lstrip("/")
+        user = User(name, str(labels.get(_PROJECT_LABEL, "")), str(labels.get(_SERVICE_LABEL, "")))
         for card in _cards_of(container):
-            found.setdefault(card, []).append((str(container.get("Name", "?")).lstrip("/"), project))
+            found.setdefault(card, []).append(user)
     return found
 
 

@@ -76,6 +76,16 @@ def test_what_runs_on_a_card_is_not_what_an_idle_card_takes(hardware, tmp_path):
     assert [card.hbm_used_mib for card in describe(fake).cards[:3]] == [0, 0, idle]
 
 
+def test_which_of_our_instances_has_a_card_is_told(tmp_path):
+    fake = FakeHost(tmp_path, "a2")
+    fake.container("ascend-epd-decode-0-1", [5], project="ascend-epd", service="decode-0")
+    fake.container("other-decode-0-1", [6], project="other", service="decode-0")
+    assert {card.id: (card.serves, card.taken_by) for card in describe(fake).cards[5:7]} == {
+        5: ("decode-0", ""),
+        6: ("", "container other-decode-0-1"),
+    }
+
+
 def test_a_container_of_the_ascend_runtime_takes_its_cards_too(tmp_path):
     fake = FakeHost(tmp_path, "a2")
     fake.containers = [{"Id": "x", "Name": "/x", "HostConfig": {}, "Config": {"Env": ["ASCEND_VISIBLE_DEVICES=0,2-3"]}}]

@@ -36,7 +36,9 @@ class Card:
     address: str = ""
     """Its address on the cards' own network (hccn.conf)."""
     taken_by: str = ""
-    """Who uses it; empty when nobody does."""
+    """Who uses it; empty when nobody does, or our own stack."""
+    serves: str = ""
+    """Instance of our own stack that runs on it: it stays there where it can."""
 
 
 @dataclass(frozen=True)

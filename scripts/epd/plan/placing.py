@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from epd.errors import StepError
@@ -17,6 +17,10 @@ CPU_INSTANCE_MIB = 2800
 """Memory of one vLLM container with the tiny model on the CPU profile (2.0-2.8 GiB were measured)."""
 UTILIZATION = 0.9
 """Share of a card that vLLM takes in every role but encode."""
+
+
+_Place = tuple[Host, tuple[Card, ...]]
+"""Where an instance runs."""
 
 
 @dataclass(frozen=True)
@@ -170,16 +174,15 @@ def _pool_note(model: ModelSize, limits: Limits) -> str:
 
 
 def _place(topology: Topology, hosts: Sequence[Host]) -> tuple[Instance, ...]:
-    """Give each instance a host and cards: large ones first, on the first host of the inventory that has room."""
-    free = {host.name: list(host.free_cards) for host in hosts}
+    """Give each instance a host and cards: those that it runs on now, or else any.
+
+    An instance that keeps its cards is not started anew, and its successor on them need not wait for it to leave.
+    """
+    try:
+        placed = _assign(topology, hosts, _kept(topology, hosts))
+    except StepError:  # what stays where it is may leave no group that is large enough for the others
+        placed = _assign(topology, hosts, {})
     books = {host.name: PortBook() for host in hosts}
-    order = [(role, index) for role, count in topology.counts.items() for index in range(count)]
-    placed = {}
-    for role, index in sorted(order, key=lambda item: -topology.of(item[0]).cards):
-        span = topology.of(role)
-        host, cards = _find(role, span, hosts, free)
-        free[host.name] = [card for card in free[host.name] if card not in cards]
-        placed[role, index] = (host, cards)
     return tuple(
         Instance(
             f"{role}-{index}",
@@ -189,8 +192,38 @@ def _place(topology: Topology, hosts: Sequence[Host]) -> tuple[Instance, ...]:
             placed[role, index][1],
             books[placed[role, index][0].name].take(role, topology.of(role).cards),
         )
-        for role, index in order
+        for role, index in _order(topology)
     )
+
+
+def _order(topology: Topology) -> list[tuple[str, int]]:
+    return [(role, index) for role, count in topology.counts.items() for index in range(count)]
+
+
+def _kept(topology: Topology, hosts: Sequence[Host]) -> dict[tuple[str, int], _Place]:
+    """Return the places of the instances that run on as many cards as they are to have."""
+    found = {}
+    for role, index in _order(topology):
+        for host in hosts:
+            cards = tuple(card for card in host.free_cards if card.serves == f"{role}-{index}")
+            if host.accepts(role) and len(cards) == topology.of(role).cards:
+                found[role, index] = (host, cards)
+    return found
+
+
+def _assign(
+    topology: Topology, hosts: Sequence[Host], kept: Mapping[tuple[str, int], _Place]
+) -> dict[tuple[str, int], _Place]:
+    """Return a place for each instance that has none yet: large ones first, on the first host that has room."""
+    stay = {(host.name, card.id) for host, cards in kept.values() for card in cards}
+    free = {host.name: [card for card in host.free_cards if (host.name, card.id) not in stay] for host in hosts}
+    placed = dict(kept)
+    for role, index in sorted(_order(topology), key=lambda item: -topology.of(item[0]).cards):
+        if (role, index) not in kept:
+            host, cards = _find(role, topology.of(role), hosts, free)
+            free[host.name] = [card for card in free[host.name] if card not in cards]
+            placed[role, index] = (host, cards)
+    return placed
 
 
 def _find(

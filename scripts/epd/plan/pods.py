@@ -36,7 +36,7 @@ def role_environment(topology: Topology, role: str) -> dict[str, str]:
     """Return what an instance is told of ports and of the sizes of both sides of its KV transfer."""
     found = {"EPD_PORT": str(HTTP[role]), **_sizes("EPD", topology, role)}
     if role != "decode":
-        found |= {"EPD_EC_METRICS_PORT": str(EC_METRICS), "EPD_MOONCAKE_HOST": "mooncake-master"}
+        found |= {"EPD_EC_METRICS_PORT": str(EC_METRICS[role]), "EPD_MOONCAKE_HOST": "mooncake-master"}
     if role in KV:
         found |= {"EPD_KV_PORT": str(KV[role]), **_sizes("EPD_PEER", topology, _PEER[role])}
     if topology.expert_parallel and role != "encode":

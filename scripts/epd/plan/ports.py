@@ -16,7 +16,8 @@ HTTP: Mapping[str, int] = {"encode": 8100, "prefill": 8200, "decode": 8300, "pre
 """First HTTP port of each role; instance after instance takes the next."""
 KV: Mapping[str, int] = {"prefill": 36000, "decode": 36100}
 """First port of the KV connector's side channel; an instance takes one for each of its cards."""
-EC_METRICS = 9400
+EC_METRICS: Mapping[str, int] = {"encode": 9400, "prefill": 9500, "prefill-decode": 9600}
+"""First port of the EC connector's metrics in each role that has one; by role, so that one more moves no other."""
 POOL: Mapping[str, int] = {
     "EPD_MOONCAKE_RPC_PORT": 8501,
     "EPD_MOONCAKE_METADATA_PORT": 8502,
@@ -38,7 +39,7 @@ class InstancePorts:
 
     http: int
     metrics: int
-    """Of the EC connector; unused by decode."""
+    """Of the EC connector; 0 for decode, which has none."""
     kv: int
     """First of as many as the instance has cards; 0 where there is no KV transfer."""
 
@@ -56,7 +57,7 @@ class PortBook:
             StepError: the role's range is used up.
         """
         http = self._next(role, HTTP[role], 1)
-        metrics = self._next("metrics", EC_METRICS, 1)
+        metrics = self._next(f"metrics {role}", EC_METRICS[role], 1) if role in EC_METRICS else 0
         return InstancePorts(http, metrics, self._next(f"kv {role}", KV[role], cards) if role in KV else 0)
 
     def _next(self, what: str, first: int, count: int) -> int:

@@ -1,5 +1,7 @@
 """The plan: what holds of every one, and what is refused with its arithmetic."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -31,7 +33,7 @@ def listening(plan_, host_):
     """Return every port that a service of this host binds."""
     found = [ports.PROXY, ports.METASERVER, *ports.POOL.values()] if host_ == plan_.head else []
     for instance in plan_.on(host_):
-        found += [instance.ports.http, instance.ports.metrics]
+        found += [instance.ports.http, *filter(None, [instance.ports.metrics])]
         if instance.ports.kv:
             found += range(instance.ports.kv, instance.ports.kv + instance.parallel.cards)
     return found
@@ -69,6 +71,48 @@ def test_every_plan_keeps_cards_and_ports_apart(encode, prefill, decode, spans, 
         assert len(instance.cards) == spans[instance.role].cards
         if instance.ports.kv:
             assert instance.ports.kv >= 36000
+
+
+def running(made):
+    """Return the hosts of a plan as they are once it runs."""
+    serves = {(i.host.name, card.id): i.name for i in made.instances for card in i.cards}
+    return [
+        replace(host, cards=tuple(replace(card, serves=serves.get((host.name, card.id), "")) for card in host.cards))
+        for host in made.hosts
+    ]
+
+
+def places(made):
+    return {i.name: (i.host.name, [card.id for card in i.cards], i.ports) for i in made.instances}
+
+
+def test_what_runs_keeps_its_cards_and_ports_when_others_come_go_or_free_theirs():
+    first = plan("1e1p1d", [host(taken=(0, 1))])
+    machines = [replace(m, cards=tuple(replace(c, taken_by="") for c in m.cards)) for m in running(first)]
+    for name in ("1e1p1d", "2e1p1d", "1e2p1d", "1e1p3d"):
+        found = places(plan(name, machines))
+        assert {instance: found[instance] for instance in places(first)} == places(first)
+    wider = places(plan("1e1p1d", machines, {"prefill": Parallel(2, 1)}))
+    assert wider["decode-0"] == places(first)["decode-0"]
+    assert len(wider["prefill-0"][1]) == 2
+
+
+def test_what_runs_moves_where_it_would_leave_no_room_for_the_others():
+    cards = [Card(i, i, 65536, group=i // 2) for i in range(4)]
+    cards[1] = replace(cards[1], serves="decode-0")
+    cards[2] = replace(cards[2], serves="encode-0")
+    machine = Host("node-a", "a2", "10.0.0.7", cards=tuple(cards))
+    found = plan("1e1p1d", [machine], {"prefill": Parallel(2, 1)})
+    assert len({card.group for card in found.of("prefill")[0].cards}) == 1
+
+
+@given(old=st.integers(1, 4), new=st.integers(1, 4), span=sizes)
+def test_a_plan_that_runs_is_planned_as_it_is_and_one_more_or_less_moves_no_other_role(old, new, span):
+    first = plan(f"{old}e1pd", [host()], {"prefill-decode": span})
+    again = plan(f"{old}e1pd", running(first), {"prefill-decode": span})
+    assert places(again) == places(first)
+    other = plan(f"{new}e1pd", running(first), {"prefill-decode": span})
+    assert places(other)["prefill-decode-0"] == places(first)["prefill-decode-0"]
 
 
 def test_one_server_gets_one_card_each():
