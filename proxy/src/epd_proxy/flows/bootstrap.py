@@ -83,7 +83,7 @@ class BootstrapFlow:
         """Open decode's answer, with a prefill beside it: if one fails, both end. Raises :class:`ProxyError`."""
         prefill = Answer(self._stages.pools["prefill"].lease(job.plan.prompt_cost, failed, job.affinity))
         endpoint = prefill.lease.endpoint
-        job.record.prefill_endpoints.append(endpoint.url)
+        job.record.prefill_endpoints += (endpoint.url,)
         try:
             engines = await self._find_engines(endpoint)
         except BaseException as error:
@@ -126,7 +126,9 @@ class BootstrapFlow:
                 path=job.request.api.path,
                 headers=[*job.headers_for(request_id), (RANK_HEADER, rank)],
                 first_byte_s=self._stages.config.timeouts.prefill_s,
-                body=await run_aside(len(job.request.body), prefill_body, job.request.document, parameters),
+                body=await run_aside(
+                    len(job.request.body), prefill_body, job.request.document, parameters, job.request.inline
+                ),
                 once=True,
             )
             await send_call(self._stages, answer, call, remote_media=job.request.has_remote_media)

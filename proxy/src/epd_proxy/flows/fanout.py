@@ -80,7 +80,8 @@ class EncodeFanout:
             log.warning("item %d of request %s is left to the next stage: %s", index, job.record.request_id, error)
             return False
         self._count(item, "encoded" if encoded else "joined")
-        job.record.encoded += encoded
+        if encoded:
+            job.record.encoded += 1
         return True
 
     def _count(self, item: MediaItem, outcome: str) -> None:
@@ -93,7 +94,7 @@ class EncodeFanout:
             path=CHAT.path,
             headers=job.headers_for(f"{job.record.request_id}-encode-{index}"),
             first_byte_s=self._stages.config.timeouts.encode_s,
-            body=await run_aside(len(job.request.body), encode_body, job.request.api, job.request.document, item),
+            body=await run_aside(len(job.request.body), encode_body, job.request, item),
         )
         answer = await open_answer(self._stages, self._pool, call, item.cost, job.record, key=item.name,
                                    remote_media=item.remote)  # fmt: skip

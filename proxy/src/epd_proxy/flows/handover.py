@@ -85,7 +85,9 @@ class Handover:
             path=self.job.request.api.path,
             headers=self.job.headers_for(self.request_id),
             first_byte_s=self.stages.config.timeouts.prefill_s,
-            body=await run_aside(len(self.job.request.body), prefill_body, self.job.request.document, parameters),
+            body=await run_aside(
+                len(self.job.request.body), prefill_body, self.job.request.document, parameters, self.job.request.inline
+            ),
             once=True,
         )
         pool, record = self.stages.pools["prefill"], self.job.record

@@ -61,7 +61,9 @@ class PullFlow:
             path=job.request.api.path,
             headers=job.headers_for(request_id),
             first_byte_s=self._stages.config.timeouts.prefill_s,
-            body=await run_aside(len(job.request.body), prefill_body, job.request.document, PULL_PREFILL),
+            body=await run_aside(
+                len(job.request.body), prefill_body, job.request.document, PULL_PREFILL, job.request.inline
+            ),
             once=True,  # a second one would hold blocks that nobody pulls
         )
         answer = await open_answer(

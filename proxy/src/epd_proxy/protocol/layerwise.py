@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from .apis import CHAT, COMPLETIONS, MESSAGES, Api
+from .inline import Inline
 from .requests import InferenceRequest
 from .writing import write_json
 
@@ -78,8 +79,11 @@ def with_parameters(request: InferenceRequest, parameters: Mapping[str, Any]) ->
     return start + (b"," if request.document else b"") + b'"kv_transfer_params":' + added + b"}"
 
 
-def prefill_body(document: Mapping[str, Any], parameters: Mapping[str, Any]) -> bytes:
-    """Return what prefill receives: the same prompt, one token to generate, and what decode called back with."""
+def prefill_body(document: Mapping[str, Any], parameters: Mapping[str, Any], inline: Inline | None = None) -> bytes:
+    """Return what prefill receives: the same prompt, one token to generate, and what decode called back with.
+
+    ``inline`` are the contents that were cut out of ``document``.
+    """
     body = {name: value for name, value in document.items() if name not in _DECODE_ONLY}
     body |= {"stream": False, "max_tokens": 1, "min_tokens": 1, "kv_transfer_params": parameters}
     if isinstance(output := body.get("output_config"), dict):  # of /v1/messages: its effort is part of the prompt
@@ -91,7 +95,7 @@ def prefill_body(document: Mapping[str, Any], parameters: Mapping[str, Any]) -> 
         # --exclude-tools-when-tool-choice-none would leave them out; the other choices constrain or parse the answer.
         # null does neither.
         body["tool_choice"] = None
-    return write_json(body)
+    return write_json(body, inline)
 
 
 def release_api(api: Api) -> Api:

@@ -27,7 +27,7 @@ class Namer:
         self._document = document
         self._content: blake3.blake3 | None = None
 
-    def name_content(self, modality: str, media_type: str, content: bytes) -> str:
+    def name_content(self, modality: str, media_type: str, content: bytes | memoryview) -> str:
         """Return the name of inline ``content``: the same for the same content and options of one tenant."""
         if self._content is None:
             options = {name: self._document[name] for name in _OPTIONS if self._document.get(name)}

@@ -17,4 +17,4 @@ def pending_body(request: InferenceRequest) -> bytes:
         return request.body.rstrip()[:-1] + b',"vllm_xargs":{"%s":1}}' % ITEMS_PENDING.encode()
     if given is not None and not isinstance(given, dict):
         return request.body  # the instance says what is wrong with it
-    return write_json({**request.document, "vllm_xargs": {**(given or {}), ITEMS_PENDING: 1}})
+    return write_json({**request.document, "vllm_xargs": {**(given or {}), ITEMS_PENDING: 1}}, request.inline)

@@ -1,13 +1,15 @@
 """A client's body to an :class:`InferenceRequest`: parsed once, forwarded as it came, items apart."""
 
-from dataclasses import dataclass, replace
+import contextlib
+from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from ..errors import InvalidRequestError
 from .apis import CHARS_PER_TOKEN, RESPONSES, Api
+from .inline import CutWronglyError, Inline, cut_out
 from .media import MediaItem, find_items
 from .naming import Namer
 from .responses import names_stored
@@ -18,15 +20,17 @@ from .writing import write_json
 ITEMS_PENDING = "ec_items_pending"
 # The stages' own business. In `vllm_xargs` too: vLLM makes them the request's extra arguments, and there the
 # connectors look.
-_RESERVED = ("kv_transfer_params", "ec_transfer_params", ITEMS_PENDING)
+_RESERVED = frozenset(("kv_transfer_params", "ec_transfer_params", ITEMS_PENDING))
 
 _OUTPUT_TOKENS_UNKNOWN = 256
 _OUTPUT_TOKENS_MAX = 4_096
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceRequest:
-    """What the proxy knows of a request. ``body`` is what PD receives; token counts are estimates."""
+class InferenceRequest(NamedTuple):
+    """What the proxy knows of a request. ``body`` is what PD receives; token counts are estimates.
+
+    ``inline`` are the contents that ``document`` has only marks for.
+    """
 
     api: Api
     body: bytes
@@ -34,6 +38,7 @@ class InferenceRequest:
     items: tuple[MediaItem, ...]
     text_tokens: int
     output_tokens: int
+    inline: Inline | None = None
 
     @property
     def model(self) -> str:
@@ -62,18 +67,30 @@ def parse_request(api: Api, body: bytes, *, items_max: int, key: bytes, tenant: 
 
     Raises :class:`InvalidRequestError` for what is not a JSON object, or for bad media items.
     """
-    document = _load(body)
+    outline, inline = cut_out(body)
+    if inline:
+        with contextlib.suppress(CutWronglyError):
+            request = _parse(api, body, outline, inline, items_max=items_max, key=key, tenant=tenant)
+            if not inline.unchecked:
+                return request
+    return _parse(api, body, body, None, items_max=items_max, key=key, tenant=tenant)
+
+
+def _parse(
+    api: Api, body: bytes, outline: bytes, inline: Inline | None, *, items_max: int, key: bytes, tenant: str
+) -> InferenceRequest:
+    document = _load(outline)
     changed = _strip_reserved(document)
     namer = Namer(key, tenant, document)
-    items = tuple(islice(find_items(api.find_parts(document), namer), items_max + 1))
+    items = tuple(islice(find_items(api.find_parts(document), namer, inline), items_max + 1))
     if len(items) > items_max:
         raise InvalidRequestError(f"messages: expected at most {items_max} media items, found more")
-    if not api.own_parts:
+    if items and not api.own_parts:
         items = tuple(_unnamed(item, api) for item in items)
     if changed or (namer.used and api.own_parts):
-        body = write_json(document)
+        body = write_json(document, inline)
     text_tokens = api.count_chars(document) // CHARS_PER_TOKEN
-    return InferenceRequest(api, body, document, items, text_tokens, _output_tokens(document))
+    return InferenceRequest(api, body, document, items, text_tokens, _output_tokens(document), inline)
 
 
 def _unnamed(item: MediaItem, api: Api) -> MediaItem:
@@ -103,20 +120,28 @@ def _load(body: bytes) -> dict[str, Any]:
 
 
 def _strip_reserved(document: dict[str, Any]) -> bool:
-    changed = False
-    for holder in (document, document.get("vllm_xargs")):
-        for name in _RESERVED:
-            if isinstance(holder, dict) and name in holder:
-                del holder[name]
-                changed = True
-    return changed
+    extra = document.get("vllm_xargs")
+    changed = not _RESERVED.isdisjoint(document) and _strip(document)
+    return (isinstance(extra, dict) and _strip(extra)) or changed
+
+
+def _strip(holder: dict[str, Any]) -> bool:
+    found = _RESERVED.intersection(holder)
+    for name in found:
+        del holder[name]
+    return bool(found)
 
 
 def _output_tokens(document: dict[str, Any]) -> int:
     """Estimate from the limits the client gave; a long limit is seldom used up."""
-    limits = (_positive(document.get(name)) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
-    limit = next((value for value in limits if value), _OUTPUT_TOKENS_UNKNOWN)
-    return min(limit, _OUTPUT_TOKENS_MAX) * min(_positive(document.get("n")) or 1, 128)
+    get = document.get
+    limit = (
+        _positive(get("max_completion_tokens"))
+        or _positive(get("max_tokens"))
+        or _positive(get("max_output_tokens"))
+        or _OUTPUT_TOKENS_UNKNOWN
+    )
+    return min(limit, _OUTPUT_TOKENS_MAX) * min(_positive(get("n")) or 1, 128)
 
 
 def _positive(value: object) -> int:

@@ -1,19 +1,20 @@
 """Documents to JSON, long strings in slices, so that a thread that does it lets the event loop run."""
 
-import uuid
+import os
 from typing import Any
 
 import orjson
 
 from ..errors import InvalidRequestError
+from .inline import Inline
 
 _SLICE_CHARS = 1024 * 1024
 # A content part's URL is at messages[].content[].image_url.url; deeper nesting is left to orjson.
 _DEPTH_MAX = 8
 
 
-def write_json(document: dict[str, Any]) -> bytes:
-    """Return what ``orjson.dumps`` does.
+def write_json(document: dict[str, Any], inline: Inline | None = None) -> bytes:
+    """Return what ``orjson.dumps`` does, the contents of ``inline`` in their places.
 
     orjson keeps the GIL until it is done, about 0.6 ms a MiB, and a picture is one string: in a thread too it would
     hold up the event loop for all of it.
@@ -21,10 +22,15 @@ def write_json(document: dict[str, Any]) -> bytes:
     Raises :class:`InvalidRequestError` for a document nested more than 254 deep: orjson reads up to 1024, but does not
     write them.
     """
-    mark, long = uuid.uuid4().hex, list[str]()
-    outline = _dump(_cut_out(document, mark, long, _DEPTH_MAX))
-    if not long:
-        return outline
+    long = list[str]()
+    mark = os.urandom(16).hex()
+    written = _dump(_cut_out(document, mark, long, _DEPTH_MAX))
+    if long:
+        written = _fill_in(written, mark, long)
+    return inline.restore_in(written) if inline else written
+
+
+def _fill_in(outline: bytes, mark: str, long: list[str]) -> bytes:
     first, *gaps = outline.split(b'"%s"' % mark.encode())
     pieces = [first]
     for text, gap in zip(long, gaps, strict=True):
