@@ -2,15 +2,16 @@
 
 import asyncio
 import gc
+import json
 import os
 import sys
 from typing import Any
 
 import uvloop
-from aiohttp import web
 
 from epd_proxy import logs
-from epd_proxy.app import FLOW, HANDLERS, STAGES, build_app, make_runner
+from epd_proxy.app import App, build_app
+from epd_proxy.server import Listener, Request, Response
 from epd_proxy.settings import load_config
 
 
@@ -20,20 +21,20 @@ def resident_bytes() -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def state(app: web.Application) -> dict[str, Any]:
+def state(app: App) -> dict[str, Any]:
     """Return what has to be the same before a load and after it."""
     gc.collect()
-    endpoints = [endpoint for pool in app[STAGES].pools.values() for endpoint in pool.endpoints]
+    endpoints = [endpoint for pool in app.stages.pools.values() for endpoint in pool.endpoints]
     return {
         "resident_bytes": resident_bytes(),
         "objects": len(gc.get_objects()),
         "tasks": len(asyncio.all_tasks()),
         "leases": sum(endpoint.active_leases for endpoint in endpoints),
         "cost": sum(endpoint.active_cost for endpoint in endpoints),
-        "bodies_bytes": app[HANDLERS].bodies.held_bytes,
-        "handlers": repr(app[HANDLERS]),
-        "connections_in_use": app[STAGES].upstream.in_use,
-        "flow": repr(app[FLOW]) if "running" in repr(app[FLOW]) else "",
+        "bodies_bytes": app.handlers.bodies.held_bytes,
+        "handlers": repr(app.handlers),
+        "connections_in_use": app.stages.upstream.in_use,
+        "flow": repr(app.flow) if "running" in repr(app.flow) else "",
     }
 
 
@@ -42,19 +43,14 @@ async def serve(port: int, flags: list[str]) -> None:
     config = load_config(flags, {})
     logs.set_up(config.logging.level, config.logging.style)
     app = build_app(config)
-    runner = make_runner(app)
-    await runner.setup()
-    await web.TCPSite(runner, config.listen.host, config.listen.port, backlog=4096).start()
-    inspect = web.Application()
 
-    async def show(_request: web.Request) -> web.Response:
-        return web.json_response(state(app), headers={"Connection": "close"})
+    async def show(_request: Request) -> Response:
+        return Response(200, json.dumps(state(app)).encode(), [("Connection", "close")])
 
-    inspect.router.add_get("/", show)
-    inspector = web.AppRunner(inspect, access_log=None)
-    await inspector.setup()
-    await web.TCPSite(inspector, "127.0.0.1", port).start()
-    await asyncio.Event().wait()
+    async with app.running():
+        await app.listener.start(config.listen.host, config.listen.port)
+        await Listener(show).start("127.0.0.1", port)
+        await asyncio.Event().wait()
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from types import TracebackType
 from typing import Any
 
 import aiohttp
-from aiohttp import web
 
-from epd_proxy.app import ADMIN, FLOW, HANDLERS, MEMBERSHIP, METASERVER, STAGES, build_app, make_runner
+from epd_proxy.app import build_app
 from epd_proxy.config import Health, Limits, Listen, MetaserverConfig, ProxyConfig, Retry, Timeouts, Topology
 from fakes.instances import MODEL, FakeInstance
 from fakes.layerwise import KvLink, decode_instance, prefill_instance
@@ -58,17 +57,17 @@ class ProxyStack:
             listen=Listen("127.0.0.1", 0), topology=topology, metaserver=metaserver, **self._options
         )
         self.app = build_app(self.config)
-        self.runner = make_runner(self.app)
-        await self.runner.setup()
-        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self.runner.addresses[0][1]}"
+        self._running = self.app.running()
+        await self._running.__aenter__()
+        await self.app.listener.start("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self.app.listener.addresses[0][1]}"
         self.client = aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(total=30))
-        self.pools = self.app[STAGES].pools
-        self.handlers = self.app[HANDLERS]
-        self.flow = self.app[FLOW]
-        self.metaserver = self.app[METASERVER]
-        self.admin = self.app[ADMIN]
-        self.membership = self.app[MEMBERSHIP]
+        self.pools = self.app.stages.pools
+        self.handlers = self.app.handlers
+        self.flow = self.app.flow
+        self.metaserver = self.app.metaserver
+        self.admin = self.app.admin
+        self.membership = self.app.membership
         await self.until(lambda: all(pool.ready for pool in self.pools.values()))
         return self
 
@@ -78,7 +77,7 @@ class ProxyStack:
                 await self.until_idle()
         finally:
             await self.client.close()
-            await self.runner.cleanup()
+            await self._running.__aexit__(None, None, None)
             for fake in self.fakes:
                 await fake.stop()
 

@@ -135,7 +135,7 @@ async def test_a_client_that_stops_reading_is_cut_off(
         writer = await begin(stack, len(body), body, limit=1024)
         await stack.until(lambda: any("took nothing" in str(getattr(r, "fields", "")) for r in caplog.records))
         await stack.until_idle()
-        await stack.until(lambda: not stack.runner.server.connections)
+        await stack.until(lambda: not stack.app.listener.connections)
         writer.close()
 
 

@@ -228,6 +228,6 @@ async def test_metrics_and_the_access_line(caplog: pytest.LogCaptureFixture) -> 
                  "epd_proxy_pending_callbacks 0.0", "epd_proxy_handover_tasks 0.0"):  # fmt: skip
         assert line in shown.splitlines()
     [line] = [r.fields for r in caplog.records if r.fields["path"] == CHAT]  # type: ignore[attr-defined]
-    assert (line["handshake"], line["prefill_endpoints"], line["endpoint"]) == ("layerwise", [urls[0]], urls[1])
+    assert (line["handshake"], line["prefill_endpoints"], line["endpoint"]) == ("layerwise", (urls[0],), urls[1])
     assert 0 < line["callback_s"] < line["first_byte_s"]
     assert 0.2 <= line["prefill_s"] <= line["total_s"]

@@ -8,7 +8,6 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from multidict import CIMultiDict
 from PIL import Image
 
 from epd_proxy.errors import ConfigError, InvalidRequestError, ProxyError
@@ -107,21 +106,31 @@ def test_frames_and_loose_base64_are_left_to_vllm() -> None:
 
 
 def test_headers_end_to_end() -> None:
-    given_headers = CIMultiDict([
+    given_headers = [
         ("Host", "x"), ("Connection", "keep-alive, X-Hop"), ("X-Hop", "1"), ("Keep-Alive", "5"), ("TE", "trailers"),
         ("Transfer-Encoding", "chunked"), ("Content-Length", "3"), ("Expect", "100-continue"),
         ("Accept-Encoding", "br"),
         ("Content-Type", "application/json"), ("X-Data-Parallel-Rank", "7"), ("X-Mine", "a"), ("X-Mine", "b"),
-    ])  # fmt: skip
-    assert forwarded_headers(given_headers) == [("Content-Type", "application/json"), ("X-Mine", "a"), ("X-Mine", "b")]
-    answered = CIMultiDict([("Server", "uvicorn"), ("Date", "x"), ("Connection", "close"), ("X-Metrics", "1")])
+    ]  # fmt: skip
+    assert forwarded_headers(given_headers, "keep-alive, X-Hop") == [
+        ("Content-Type", "application/json"),
+        ("X-Mine", "a"),
+        ("X-Mine", "b"),
+    ]
+    answered = [
+        (b"Server", b"uvicorn"),
+        (b"X-Hop", b"1"),
+        (b"Date", b"x"),
+        (b"Connection", b"X-Hop"),
+        (b"X-Metrics", b"1"),
+    ]
     assert returned_headers(answered) == [("X-Metrics", "1")]
 
 
 def test_request_and_trace_ids() -> None:
-    assert choose_request_id({"X-Request-Id": "mine-1"}) == "mine-1"
+    assert choose_request_id({"x-request-id": "mine-1"}) == "mine-1"
     for bad in ("", "a b", "é", "x" * 201, "a\r\nb"):
-        assert choose_request_id({"X-Request-Id": bad}) != bad
+        assert choose_request_id({"x-request-id": bad}) != bad
     assert trace_id({"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}) == "1" * 32
     assert trace_id({"traceparent": "nonsense"}) == trace_id({}) == ""
 

@@ -2,28 +2,26 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
-from aiohttp import web
 
 from .edge import AdminConfig
 from .errors import BackendError, InvalidRequestError, NotFoundError, ProxyError, UnauthorizedError
 from .keyring import Keyring
 from .membership import Membership
 from .pool import Endpoint
+from .server import Handler, Listener, Request, Response, Routes, error_response
 from .upstream import Call, Upstream
 
 log = logging.getLogger(__name__)
 
 _BODY_MAX_BYTES = 64 * 1024
+_BODY_S = 30.0
 _WAIT_MAX_S = 600.0
 # To write a profile takes minutes.
 _PROFILE_S = 600.0
 _PROFILE_PATHS = ("start_profile", "stop_profile")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Admin:
@@ -34,60 +32,58 @@ class Admin:
         self._keys = keys
         self._membership = membership
         self._upstream = upstream
-        self._runner: web.AppRunner | None = None
+        self._listener: Listener | None = None
 
     @property
     def port(self) -> int:
         """The TCP port it listens on, 0 while it does not."""
-        addresses = self._runner.addresses if self._runner else ()
-        return int(addresses[0][1]) if addresses else 0
+        addresses = self._listener.addresses if self._listener else ()
+        return addresses[0][1] if addresses else 0
 
     async def start(self) -> None:
         """Listen. Raises :class:`OSError` when the address cannot be bound."""
-        app = web.Application(client_max_size=_BODY_MAX_BYTES, middlewares=[self._guard])
-        app.router.add_get("/admin/instances", self._list)
-        app.router.add_post("/admin/instances/add", self._add)
-        app.router.add_post("/admin/instances/drain", self._drain)
-        app.router.add_post("/admin/instances/remove", self._remove)
+        routes = Routes(lambda _request, error: error_response(error))
+        routes.add("GET", "/admin/instances", self._list)
+        routes.add("POST", "/admin/instances/add", self._add)
+        routes.add("POST", "/admin/instances/drain", self._drain)
+        routes.add("POST", "/admin/instances/remove", self._remove)
         for path in _PROFILE_PATHS:
-            app.router.add_post(f"/admin/{path}", self._profile)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self._config.host, self._config.port, reuse_address=True).start()
+            routes.add("POST", f"/admin/{path}", self._profile)
+        self._listener = Listener(self._guarded(routes.handle))
+        await self._listener.start(self._config.host, self._config.port)
         log.info("operators are served at %s port %d", self._config.host, self.port)
 
     async def close(self) -> None:
         """Stop listening."""
-        if self._runner:
-            await self._runner.cleanup()
+        if self._listener:
+            await self._listener.close(grace_s=0.5)
 
-    @web.middleware
-    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or self._keys.find(given.strip()) is None:
-                raise UnauthorizedError("expected the admin key: Authorization: Bearer KEY")
-            return await handler(request)
-        except ProxyError as error:
-            return web.Response(status=error.status, body=error.body(), content_type="application/json")
-        except web.HTTPException as error:
-            problem = NotFoundError(f"{request.method} {request.path}: {error.reason}")
-            return web.Response(status=error.status, body=problem.body(), content_type="application/json")
+    def _guarded(self, others: Handler) -> Handler:
+        async def handle(request: Request) -> Response | None:
+            try:
+                scheme, _, given = request.headers.get("authorization", "").partition(" ")
+                if scheme.lower() != "bearer" or self._keys.find(given.strip()) is None:
+                    raise UnauthorizedError("expected the admin key: Authorization: Bearer KEY")
+                return await others(request)
+            except ProxyError as error:
+                return error_response(error)
 
-    async def _list(self, _request: web.Request) -> web.Response:
+        return handle
+
+    async def _list(self, _request: Request) -> Response:
         stages = self._membership.endpoints().items()
         return _json(200, {"stages": {stage: [_describe(e) for e in endpoints] for stage, endpoints in stages}})
 
-    async def _add(self, request: web.Request) -> web.Response:
+    async def _add(self, request: Request) -> Response:
         stage, url = await _read_instance(request)
         endpoint, new = self._membership.add(stage, url)
         return _json(201 if new else 200, _describe(endpoint))
 
-    async def _drain(self, request: web.Request) -> web.Response:
+    async def _drain(self, request: Request) -> Response:
         stage, url = await _read_instance(request)
         return _json(200, _describe(self._membership.drain(stage, url)))
 
-    async def _remove(self, request: web.Request) -> web.Response:
+    async def _remove(self, request: Request) -> Response:
         """Answer 200 when the instance is gone, 202 while it still has requests; ``?wait_s=`` waits for their end."""
         stage, url = await _read_instance(request)
         wait_s = _read_wait_s(request)
@@ -95,7 +91,7 @@ class Admin:
         gone = await self._membership.wait_gone(endpoint, wait_s)
         return _json(200 if gone else 202, {**_describe(endpoint), "removed": gone})
 
-    async def _profile(self, request: web.Request) -> web.Response:
+    async def _profile(self, request: Request) -> Response:
         """Ask every instance, or those of ``?stage=``, at once; 200 when all of them did it, else 502."""
         path = "/" + request.path.rpartition("/")[2]
         stages = self._membership.endpoints()
@@ -125,10 +121,10 @@ def _describe(endpoint: Endpoint) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def _read_instance(request: web.Request) -> tuple[str, str]:
+async def _read_instance(request: Request) -> tuple[str, str]:
     expected = 'expected {"stage": "encode", "url": "http://host:port"}'
     try:
-        document = orjson.loads(await request.read())
+        document = orjson.loads(await request.read(_BODY_MAX_BYTES, _BODY_S))
     except orjson.JSONDecodeError as error:
         raise InvalidRequestError(f"{expected}: {error}") from error
     stage, url = (document.get(name) if isinstance(document, dict) else None for name in ("stage", "url"))
@@ -137,7 +133,7 @@ async def _read_instance(request: web.Request) -> tuple[str, str]:
     return stage.replace("-", "_"), url
 
 
-def _read_wait_s(request: web.Request) -> float:
+def _read_wait_s(request: Request) -> float:
     given = request.query.get("wait_s", "0")
     try:
         wait_s = float(given)
@@ -148,5 +144,5 @@ def _read_wait_s(request: web.Request) -> float:
     return wait_s
 
 
-def _json(status: int, document: object) -> web.Response:
-    return web.Response(status=status, body=orjson.dumps(document), content_type="application/json")
+def _json(status: int, document: object) -> Response:
+    return Response(status, orjson.dumps(document), [("Content-Type", "application/json")])

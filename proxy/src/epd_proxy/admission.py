@@ -29,13 +29,22 @@ class Admission:
         """Number of requests that wait."""
         return len(self._waiting)
 
+    def try_enter(self) -> bool:
+        """Take a place if there is one, and return whether there was; whoever has it gives it back with :meth:`leave`.
+
+        Without a queue's wait nothing is awaited, which most requests are spared by this.
+        """
+        if self.running >= self._config.running_max:
+            return False
+        self.running += 1
+        return True
+
     async def enter(self) -> None:
-        """Take a place; whoever has it gives it back with :meth:`leave`.
+        """Take a place, which others may have to leave first.
 
         Raises :class:`BusyError` when the queue is full, and :class:`UnavailableError` when no place came in time.
         """
-        if self.running < self._config.running_max:
-            self.running += 1
+        if self.try_enter():
             return
         if len(self._waiting) >= self._config.queued_max:
             self._refused("queue_full")

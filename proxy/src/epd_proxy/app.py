@@ -1,14 +1,15 @@
 """Composition root: makes the parts, joins them, starts and stops them."""
 
 import asyncio
+import contextlib
 import logging
 import signal
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from aiohttp import web
-
+from . import logs
 from .admin import Admin
 from .announcements import State, announcements_in, read_state, write_state
 from .config import ProxyConfig
@@ -27,6 +28,7 @@ from .metrics import Metrics
 from .passing import Passing
 from .pool import Pool
 from .reloads import Reloads
+from .server import Listener, Routes
 from .status import Status
 from .tls import backend_context, load_certificate, read_certificate, server_context
 from .tracing import Tracing
@@ -35,24 +37,63 @@ from .workers import Shared
 
 log = logging.getLogger(__name__)
 
-HANDLERS = web.AppKey("handlers", Handlers)
-STAGES = web.AppKey("stages", Stages)
-FLOW: web.AppKey[Flow] = web.AppKey("flow", Flow)
-METASERVER: web.AppKey[Metaserver | None] = web.AppKey("metaserver")
-MEMBERSHIP = web.AppKey("membership", Membership)
-ADMIN: web.AppKey[Admin | None] = web.AppKey("admin")
-TLS: web.AppKey[ssl.SSLContext | None] = web.AppKey("tls")
-_PROBER = web.AppKey("prober", Prober)
-_RELOADS = web.AppKey("reloads", Reloads)
-
-
-# Twice as much of a body is read before its handler asks for it. With aiohttp's 64 KiB, reading stops and starts again
-# several times for one picture.
-_READ_BYTES = 256 * 1024
+# What answers say of who made them.
+SERVER = "epd-proxy"
 _REFRESH_S = 1.0
 
 
-def build_app(config: ProxyConfig, shared: Shared | None = None) -> web.Application:
+@dataclass(frozen=True, slots=True)
+class App:
+    """The parts of a running proxy. ``listener`` is the clients'; it does not listen yet when the app has started."""
+
+    handlers: Handlers
+    stages: Stages
+    flow: Flow
+    metaserver: Metaserver | None
+    membership: Membership
+    admin: Admin | None
+    listener: Listener
+    prober: Prober
+    reloads: Reloads
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run all that works beside the requests; at the end the clients' listener is closed before it."""
+        await self.stages.upstream.start()
+        self.prober.follow()
+        tasks = [
+            asyncio.create_task(self.reloads.run(), name="reloads"),
+            asyncio.create_task(self._refresh_metrics(), name="metrics"),
+        ]
+        listeners = [each for each in (self.metaserver, self.admin) if each]
+        try:
+            for listener in listeners:
+                await listener.start()
+            yield
+        finally:
+            await self.listener.close()
+            await self.flow.close()
+            for listener in listeners:
+                await listener.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await self.membership.close()
+            await self.prober.close()
+            await self.stages.upstream.close()
+            self.stages.metrics.refresh()
+            if self.stages.tracing:
+                await asyncio.to_thread(self.stages.tracing.close)
+            logs.flush()
+
+    async def _refresh_metrics(self) -> None:
+        """Keep the metrics up to date: whichever worker is asked for them answers for all."""
+        while True:
+            self.stages.metrics.refresh()
+            await asyncio.sleep(_REFRESH_S)
+
+
+def build_app(config: ProxyConfig, shared: Shared | None = None) -> App:
     """Return the application; ``shared`` is what it has with the other workers."""
     loads = shared.loads if shared else None
     metrics = Metrics()
@@ -78,26 +119,18 @@ def build_app(config: ProxyConfig, shared: Shared | None = None) -> web.Applicat
         flow, metrics, config, membership.staffed, guard=guard, backend_key=backend_key, tracing=tracing
     )
 
-    app = web.Application()
-    if config.access.origins:
-        Cors(config.access.origins).install(app)
-    app.middlewares.append(handlers.answer_errors)
-    app[HANDLERS] = handlers
-    app[STAGES] = stages
-    app[FLOW] = flow
-    app[METASERVER] = metaserver
-    app[MEMBERSHIP] = membership
-    app[ADMIN] = admin
-    app[TLS] = _build_tls(config.tls, reloads)
-    app[_PROBER] = prober
-    app[_RELOADS] = reloads
-    Status(pools, metrics).add_routes(app)
-    handlers.add_routes(app)
-    Passing(handlers, Forwarding(stages), config.timeouts.first_byte_s).add_routes(app)
-    app.cleanup_ctx.append(_run_backends)
-    if shared:
-        app.cleanup_ctx.append(_refresh_metrics)
-    return app
+    routes = Routes(handlers.refuse)
+    Status(pools, metrics).add_routes(routes)
+    handlers.add_routes(routes)
+    Passing(handlers, Forwarding(stages), config.timeouts.first_byte_s).add_routes(routes)
+    cors = Cors(config.access.origins) if config.access.origins else None
+    listener = Listener(
+        cors.answer_preflights(routes.handle) if cors else routes.handle,
+        tls=_build_tls(config.tls, reloads),
+        mark=cors.mark if cors else None,
+        server=SERVER,
+    )
+    return App(handlers, stages, flow, metaserver, membership, admin, listener, prober, reloads)
 
 
 def _build_membership(
@@ -160,40 +193,16 @@ def _build_tls(config: TlsConfig, reloads: Reloads) -> ssl.SSLContext | None:
     return context
 
 
-def make_runner(app: web.Application) -> web.AppRunner:
-    """Return the server of ``app``, not yet listening."""
-    return web.AppRunner(
-        app,
-        access_log=None,  # one line of our own a request, see logs
-        handler_cancellation=True,  # a client that leaves ends its handler, and with it every stage
-        shutdown_timeout=1.0,  # the draining before it has waited already
-        read_bufsize=_READ_BYTES,
-    )
-
-
 async def serve(config: ProxyConfig, shared: Shared | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends it at once."""
     app = build_app(config, shared)
-    runner = make_runner(app)
-    await runner.setup()
-    try:
-        site = web.TCPSite(
-            runner,
-            config.listen.host,
-            config.listen.port,
-            backlog=4096,
-            reuse_address=True,
-            ssl_context=app[TLS],
-            reuse_port=shared is not None,
-        )
-        await site.start()
-        log.info("listening on %s", ", ".join(_shown(*name[:2]) for name in runner.addresses))
+    async with app.running():
+        await app.listener.start(config.listen.host, config.listen.port, reuse_port=shared is not None)
+        log.info("listening on %s", ", ".join(_shown(*address) for address in app.listener.addresses))
         _warn_of_missing_encoders(config)
         await _signalled(shared)
-        await site.stop()
-        await app[HANDLERS].drain(config.timeouts.drain_s)
-    finally:
-        await runner.cleanup()
+        app.listener.stop()
+        await app.handlers.drain(config.timeouts.drain_s)
 
 
 def _shown(host: str, port: int) -> str:
@@ -222,40 +231,3 @@ async def _signalled(shared: Shared | None) -> None:
 def _warn_of_missing_encoders(config: ProxyConfig) -> None:
     if not config.topology.encode:
         log.warning("no --encode instance: pictures, videos and sounds are encoded where they are prefilled")
-
-
-async def _refresh_metrics(app: web.Application) -> AsyncIterator[None]:
-    """Keep what is watched up to date: whichever worker is asked for the metrics answers for all."""
-
-    async def refresh() -> None:
-        while True:
-            app[STAGES].metrics.refresh()
-            await asyncio.sleep(_REFRESH_S)
-
-    refreshing = asyncio.create_task(refresh(), name="metrics")
-    yield
-    refreshing.cancel()
-    await asyncio.wait((refreshing,))
-
-
-async def _run_backends(app: web.Application) -> AsyncIterator[None]:
-    stages, prober = app[STAGES], app[_PROBER]
-    await stages.upstream.start()
-    prober.follow()
-    reloading = asyncio.create_task(app[_RELOADS].run(), name="reloads")
-    listeners = [each for each in (app[METASERVER], app[ADMIN]) if each]
-    try:
-        for listener in listeners:
-            await listener.start()
-        yield
-    finally:
-        await app[FLOW].close()
-        for listener in listeners:
-            await listener.close()
-        reloading.cancel()
-        await asyncio.wait((reloading,))
-        await app[MEMBERSHIP].close()
-        await prober.close()
-        await stages.upstream.close()
-        if stages.tracing:
-            await asyncio.to_thread(stages.tracing.close)

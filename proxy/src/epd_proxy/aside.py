@@ -11,10 +11,15 @@ _Result = TypeVar("_Result")
 _FROM_BYTES = 512 * 1024
 
 
+def is_large(size_bytes: int) -> bool:
+    """Whether work on so large a body is done aside."""
+    return size_bytes >= _FROM_BYTES
+
+
 async def run_aside(
     size_bytes: int, work: Callable[_Given, _Result], *args: _Given.args, **kwargs: _Given.kwargs
 ) -> _Result:
     """Return what ``work`` does, done in a thread when it is about a large body."""
-    if size_bytes < _FROM_BYTES:
+    if not is_large(size_bytes):
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)

@@ -1,49 +1,49 @@
 """Cross-origin requests: which pages' scripts may call the proxy from a browser."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
-from aiohttp import web
+from .server import Handler, Headers, Request, Response
 
 # For how long a browser may remember a preflight's answer; Chromium caps it at 7200 s.
 _REMEMBER_S = 7200
 _READABLE = "X-Request-Id, Retry-After"
 _METHODS = "GET, POST, DELETE, OPTIONS"
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 
 class Cors:
-    """Answers preflights and marks responses for the known origins. Without origins it is not installed at all."""
+    """Answers preflights, which carry no key, and marks responses for the known origins."""
 
     def __init__(self, origins: tuple[str, ...]) -> None:
         self._any = "*" in origins
         self._origins = frozenset(origins)
 
-    def install(self, app: web.Application) -> None:
-        """Add it to ``app``. To be called before other middlewares are added: preflights carry no key."""
-        app.middlewares.append(self._answer_preflights)
-        app.on_response_prepare.append(self._mark)
+    def answer_preflights(self, others: Handler) -> Handler:
+        """Return a handler of preflights that leaves all else to ``others``."""
 
-    @web.middleware
-    async def _answer_preflights(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
-            return await handler(request)
-        response = web.Response(status=204)
-        if self._knows(request.headers.get("Origin", "")):
-            response.headers["Access-Control-Allow-Methods"] = _METHODS
-            response.headers["Access-Control-Allow-Headers"] = request.headers.get(
-                "Access-Control-Request-Headers", "*"
-            )
-            response.headers["Access-Control-Max-Age"] = str(_REMEMBER_S)
-        return response
+        def handle(request: Request) -> Awaitable[Response | None]:
+            if request.method != "OPTIONS" or "access-control-request-method" not in request.headers:
+                return others(request)
+            return self._answer(request)
 
-    async def _mark(self, request: web.Request, response: web.StreamResponse) -> None:
-        origin = request.headers.get("Origin", "")
-        if not self._any:
-            response.headers["Vary"] = "Origin"
+        return handle
+
+    def mark(self, request: Request) -> Headers:
+        """Return the headers that any response to ``request`` gets."""
+        origin = request.headers.get("origin", "")
+        headers = [] if self._any else [("Vary", "Origin")]
         if self._knows(origin):
-            response.headers["Access-Control-Allow-Origin"] = "*" if self._any else origin
-            response.headers["Access-Control-Expose-Headers"] = _READABLE
+            headers.append(("Access-Control-Allow-Origin", "*" if self._any else origin))
+            headers.append(("Access-Control-Expose-Headers", _READABLE))
+        return headers
+
+    async def _answer(self, request: Request) -> Response:
+        if not self._knows(request.headers.get("origin", "")):
+            return Response(204)
+        asked = request.headers.get("access-control-request-headers", "*")
+        return Response(204, headers=[
+            ("Access-Control-Allow-Methods", _METHODS), ("Access-Control-Allow-Headers", asked),
+            ("Access-Control-Max-Age", str(_REMEMBER_S)),
+        ])  # fmt: skip
 
     def _knows(self, origin: str) -> bool:
         return bool(origin) and (self._any or origin in self._origins)

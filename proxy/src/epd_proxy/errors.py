@@ -25,7 +25,7 @@
         └── BackendTimeoutError (TimeoutError) 504    it took too long
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import orjson
 
@@ -108,10 +108,14 @@ class NotFoundError(InvalidRequestError, LookupError):
 
 
 class MethodNotAllowedError(InvalidRequestError):
-    """The path exists, the method does not."""
+    """The path exists, the method does not; ``allowed`` is what the ``Allow`` header says."""
 
     status = 405
     kind = "MethodNotAllowed"
+
+    def __init__(self, method: str, path: str, allowed: Iterable[str]) -> None:
+        self.allowed = ", ".join(sorted(allowed))
+        super().__init__(f"{path} takes {self.allowed}, not {method}")
 
 
 class NotOfferedError(InvalidRequestError, NotImplementedError):

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 
-from aiohttp import web
-
 from .errors import UnauthorizedError
 from .keyring import Keyring
 from .protocol import Headers
+from .server import Request
 
 _SHOWN = frozenset(("authorization", "x-api-key"))
 
@@ -18,9 +17,9 @@ class Guard:
         self._keys = keys
         self._certificates = certificates
 
-    def admit(self, request: web.Request) -> str:
+    def admit(self, request: Request) -> str:
         """Return the name of the client's key, empty where none is asked for. Raises :class:`UnauthorizedError`."""
-        if self._certificates and not request.get_extra_info("peercert"):
+        if self._certificates and not request.transport_info("peercert"):
             raise UnauthorizedError("expected a client certificate of a CA that this server knows")
         if self._keys is None:
             return ""
@@ -59,5 +58,5 @@ class BackendKey:
 
 def _shown_key(headers: Mapping[str, str]) -> str:
     """Return what the clients of OpenAI send, or those of Anthropic."""
-    scheme, _, key = headers.get("Authorization", "").partition(" ")
+    scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()

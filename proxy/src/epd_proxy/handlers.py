@@ -2,34 +2,29 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
-
-from aiohttp import web
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from functools import partial
+from typing import Any
 
 from . import plan, protocol
 from .admission import Admission
-from .aside import run_aside
+from .aside import is_large
 from .bodies import Bodies
 from .config import ProxyConfig
-from .errors import (
-    MethodNotAllowedError,
-    NotFoundError,
-    ProxyError,
-    UnavailableError,
-)
+from .errors import ProxyError, UnavailableError
 from .flows import Flow, Job
 from .guard import BackendKey, Guard
 from .logs import AccessRecord, log_access
 from .metrics import Metrics
-from .relay import SERVER, Answer, send_answer
+from .relay import Answer, send_answer
+from .server import Handler, Request, Response, Routes, error_response
 from .tracing import Tracing
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Work = Callable[[Request, AccessRecord], Awaitable[Response | None]]
 
 _CLIENT_LEFT = 499
-_RETRY_AFTER_S = 1
 
 
 class Handlers:
@@ -52,7 +47,8 @@ class Handlers:
         self._flow = flow
         self._metrics = metrics
         self._items_max = config.limits.media_items
-        self._items = config.items
+        self._item_key = config.items.key
+        self._tenant_headers = tuple(name.lower() for name in config.items.tenant_headers)
         self._split_by = plan.Handshake(config.handshake.name)
         self._balance = config.balance
         self._admission = Admission(config.admission, lambda reason: metrics.refusals.labels(reason).inc())
@@ -66,10 +62,10 @@ class Handlers:
     def __repr__(self) -> str:
         return f"<Handlers running={len(self._running)} draining={self.draining}>"
 
-    def add_routes(self, app: web.Application) -> None:
+    def add_routes(self, routes: Routes) -> None:
         """Add what clients may call."""
         for api in protocol.APIS:
-            app.router.add_route("POST", api.path, self._inference(api), expect_handler=self.on_expect)
+            routes.add("POST", api.path, self._inference(api))
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests, wait for the running ones, and end those that are left after ``timeout_s``."""
@@ -84,73 +80,74 @@ class Handlers:
                 await asyncio.wait(late, timeout=1)
 
     def _inference(self, api: protocol.Api) -> Handler:
-        async def handle(request: web.Request) -> web.StreamResponse:
-            return await self.serve(request, lambda record: self.in_turn(lambda: self._infer(api, request, record)))
+        async def infer(request: Request, record: AccessRecord) -> Response | None:
+            # The body is given up when the answer has begun: a stream may go on for long, and others need the memory.
+            with self.bodies.share() as share:
+                body = await self.bodies.read(request, share)
+                answer = await self._open(api, request, body, record)
+                del body
+            return await self.send(answer, request, record, api.stream_end)
 
-        return handle
+        return self.served(self.in_turn(infer))
 
-    async def _infer(self, api: protocol.Api, request: web.Request, record: AccessRecord) -> web.StreamResponse:
-        # The body is given up when the answer has begun: a stream may go on for long, and others need the memory.
-        with self.bodies.share() as share:
-            body = await self.bodies.read(request, share)
-            answer = await self._open(api, request, body, record)
-            del body
-        return await self.send(answer, request, record, api.stream_end)
-
-    async def send(
-        self, answer: Answer, request: web.Request, record: AccessRecord, stream_end: bytes = b""
-    ) -> web.StreamResponse:
+    def send(
+        self, answer: Answer, request: Request, record: AccessRecord, stream_end: bytes = b""
+    ) -> Coroutine[Any, Any, Response | None]:
         """Send an open answer to the client, and close it."""
-        return await send_answer(
+        return send_answer(
             answer, request, record, self._metrics, write_idle_s=self._write_idle_s, stream_end=stream_end
         )
 
-    async def _open(self, api: protocol.Api, request: web.Request, body: bytes, record: AccessRecord) -> Answer:
+    async def _open(self, api: protocol.Api, request: Request, body: bytes, record: AccessRecord) -> Answer:
         record.bytes_in = len(body)
-        parsed = await run_aside(
-            len(body), protocol.parse_request, api, body, items_max=self._items_max, key=self._items.key,
-            tenant=protocol.tenant_of(request.headers, self._items.tenant_headers),
-        )  # fmt: skip
-        record.model, record.stream, record.items = parsed.model, parsed.stream, len(parsed.items)
+        tenant = protocol.tenant_of(request.headers, self._tenant_headers)
+        parse = partial(protocol.parse_request, api, body, items_max=self._items_max, key=self._item_key, tenant=tenant)
+        parsed = await asyncio.to_thread(parse) if is_large(len(body)) else parse()
+        _note(parsed, record)
         planned = plan.build(parsed, self._stages, self._split_by)
         record.handshake = planned.handshake.value
         job = Job(parsed, planned, self.headers_of(request), record, self._affinity(request, parsed))
         return await self._flow.answer(job)
 
-    def _affinity(self, request: web.Request, parsed: protocol.InferenceRequest) -> str:
+    def _affinity(self, request: Request, parsed: protocol.InferenceRequest) -> str:
         if self._balance.policy == "session":
-            return request.headers.get(self._balance.session_header, "")
+            return request.headers.get(self._balance.session_header.lower(), "")
         return protocol.prefix_of(parsed) if self._balance.policy == "prefix" else ""
 
-    def headers_of(self, request: web.Request) -> protocol.Headers:
+    def headers_of(self, request: Request) -> protocol.Headers:
         """Return the client's headers that go to every stage."""
-        headers = protocol.forwarded_headers(request.headers)
+        headers = protocol.forwarded_headers(request.header_lines, request.headers.get("connection", ""))
         return self._backend_key.replace_in(headers) if self._backend_key else headers
 
-    async def serve(
-        self, request: web.Request, answer: Callable[[AccessRecord], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        """Let the client in, return what ``answer`` makes of its request or an error, log and count it."""
-        record = _open_record(request)
-        if self._tracing is None:
-            return await self._serve(request, record, answer)
-        with self._tracing.request(request.headers, record, _route_of(request)):
-            return await self._serve(request, record, answer)
+    def in_turn(self, work: Work) -> Work:
+        """Return ``work`` done when it is its turn. That raises :class:`ProxyError` when too many others wait."""
+        admission = self._admission
 
-    async def in_turn(self, work: Callable[[], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
-        """Do ``work`` when it is its turn. Raises :class:`ProxyError` when too many others wait."""
-        await self._admission.enter()
-        try:
-            return await work()
-        finally:
-            self._admission.leave()
+        async def do(request: Request, record: AccessRecord) -> Response | None:
+            if not admission.try_enter():
+                await admission.enter()
+            try:
+                return await work(request, record)
+            finally:
+                admission.leave()
 
-    async def _serve(
-        self,
-        request: web.Request,
-        record: AccessRecord,
-        answer: Callable[[AccessRecord], Awaitable[web.StreamResponse]],
-    ) -> web.StreamResponse:
+        return do
+
+    def served(self, work: Work) -> Handler:
+        """Return a handler that lets the client in, answers with what ``work`` gives or an error, logs and counts."""
+
+        tracing = self._tracing
+        if tracing is None:
+            return lambda request: self._serve(request, _open_record(request), work)
+
+        async def trace(request: Request) -> Response | None:
+            record = _open_record(request)
+            with tracing.request(request.headers, record, request.route):
+                return await self._serve(request, record, work)
+
+        return trace
+
+    async def _serve(self, request: Request, record: AccessRecord, work: Work) -> Response | None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a handler runs in a task")
@@ -159,88 +156,62 @@ class Handlers:
             if self.draining:
                 raise UnavailableError("the proxy is shutting down")
             if self._guard:
-                record.key = self._guard.admit(request)
-            return await answer(record)
+                self._admit(self._guard, request, record)
+            return await work(request, record)
         except ProxyError as error:
-            return _error_response(error, record)
+            return _answer_error(error, record)
         except (asyncio.CancelledError, ConnectionError):
             record.status = record.status or _CLIENT_LEFT
             record.error = record.error or "the client left"
-            # aiohttp logs a ConnectionError as a failure of ours, and tries to answer; a cancelled handler it lets go.
-            raise asyncio.CancelledError from None
+            raise asyncio.CancelledError from None  # nobody is there to be answered
         except Exception:
             log.exception("request %s failed", record.request_id)
-            return _error_response(ProxyError("the proxy failed to serve the request"), record)
+            return _answer_error(ProxyError("the proxy failed to serve the request"), record)
         finally:
             self._running.discard(task)
             self._count(request, record)
 
-    def _count(self, request: web.Request, record: AccessRecord) -> None:
-        path = _route_of(request)
-        self._metrics.requests.labels(path, str(record.status)).inc()
-        self._metrics.request_seconds.labels(path).observe(record.elapsed_s())
+    def _admit(self, guard: Guard, request: Request, record: AccessRecord) -> None:
+        if key := guard.admit(request):
+            record.key = key
+
+    def _count(self, request: Request, record: AccessRecord) -> None:
+        route, metrics = request.route, self._metrics
+        metrics.requests.labels(route, str(record.status)).inc()
+        metrics.request_seconds.labels(route).observe(record.elapsed_s())
         if record.first_byte_s:
-            self._metrics.first_byte_seconds.labels(path).observe(record.first_byte_s)
+            metrics.first_byte_seconds.labels(route).observe(record.first_byte_s)
         log_access(record)
 
-    async def on_expect(self, request: web.Request) -> web.StreamResponse | None:
-        """Answer ``Expect: 100-continue``: a body that is too large need not be sent at all."""
-        try:
-            if self._guard:
-                self._guard.admit(request)
-            self.bodies.check(request.content_length or 0)
-        except ProxyError as error:
-            return self._refuse(request, error)
-        if request.headers["Expect"].lower() == "100-continue" and request.transport:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return None
-
-    @web.middleware
-    async def answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Give aiohttp's own errors (no such path, wrong method) OpenAI's form."""
-        try:
-            return await handler(request)
-        except web.HTTPMethodNotAllowed as error:
-            allowed = ", ".join(sorted(error.allowed_methods))
-            problem = MethodNotAllowedError(f"{request.path} takes {allowed}, not {request.method}")
-            response = self._refuse(request, problem)
-            response.headers["Allow"] = allowed
-            return response
-        except web.HTTPNotFound:
-            return self._refuse(request, NotFoundError(f"there is nothing at {request.path}"))
-
-    def _refuse(self, request: web.Request, error: ProxyError) -> web.Response:
+    def refuse(self, request: Request, error: ProxyError) -> Response:
         """Answer, log and count a request that no handler has seen."""
         record = _open_record(request)
-        response = _error_response(error, record)
+        response = _answer_error(error, record)
         self._count(request, record)
         return response
 
 
-def _route_of(request: web.Request) -> str:
-    """Return the path as it was registered: clients choose what stands in it."""
-    resource = request.match_info.route.resource
-    return resource.canonical if resource else "other"
+def _open_record(request: Request) -> AccessRecord:
+    headers = request.headers
+    record = AccessRecord(request.method, request.path, protocol.choose_request_id(headers))
+    if request.remote:
+        record.client = request.remote
+    if trace_id := protocol.trace_id(headers):
+        record.trace_id = trace_id
+    return record
 
 
-def _open_record(request: web.Request) -> AccessRecord:
-    return AccessRecord(
-        method=request.method,
-        path=request.path,
-        request_id=protocol.choose_request_id(request.headers),
-        client=request.remote or "",
-        trace_id=protocol.trace_id(request.headers),
-    )
+def _note(parsed: protocol.InferenceRequest, record: AccessRecord) -> None:
+    if parsed.model:
+        record.model = parsed.model
+    if parsed.stream:
+        record.stream = True
+    if parsed.items:
+        record.items = len(parsed.items)
 
 
-def _error_response(error: ProxyError, record: AccessRecord) -> web.Response:
-    body = protocol.error_for(record.path, error.body())
-    record.status, record.error, record.bytes_out = error.status, error.detail, len(body)
-    headers = {"X-Request-Id": record.request_id, "Server": SERVER}
-    if content_type := error.content_type:
-        headers["Content-Type"] = content_type
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    if error.status in (429, 503):
-        headers["Retry-After"] = str(_RETRY_AFTER_S)
-    return web.Response(status=error.status, body=body, headers=headers)
+def _answer_error(error: ProxyError, record: AccessRecord) -> Response:
+    response = error_response(error, protocol.error_for(record.path, error.body()))
+    record.status, record.error, record.bytes_out = error.status, error.detail, len(response.body)
+    response.headers.append(("X-Request-Id", record.request_id))
+    return response

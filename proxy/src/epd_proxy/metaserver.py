@@ -6,15 +6,17 @@ import secrets
 from typing import Any
 
 import orjson
-from aiohttp import web
 
 from .config import MetaserverConfig
+from .errors import InvalidRequestError, MethodNotAllowedError, NotFoundError, ProxyError
+from .server import Listener, Request, Response, Routes, error_response
 
 log = logging.getLogger(__name__)
 
 _PATH = "/v1/metaserver/"
 # The ids of a request's KV blocks: 10,000 blocks take 70 kB.
 _BODY_MAX_BYTES = 4 * 1024 * 1024
+_BODY_S = 30.0
 
 
 class Ticket:
@@ -42,7 +44,7 @@ class Metaserver:
         self.url = config.advertise_url
         self._config = config
         self._tickets: dict[str, Ticket] = {}
-        self._runner: web.AppRunner | None = None
+        self._listener: Listener | None = None
 
     def __repr__(self) -> str:
         return f"<Metaserver {self.url} pending={self.pending}>"
@@ -64,28 +66,36 @@ class Metaserver:
 
     async def start(self) -> None:
         """Listen. Raises :class:`OSError` when the address cannot be bound."""
-        app = web.Application(client_max_size=_BODY_MAX_BYTES)
-        app.router.add_post(_PATH + "{token}", self._take_call)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self._config.host, self._config.port, reuse_address=True).start()
+        routes = Routes(lambda _request, error: error_response(error))
+        routes.add_rest(_PATH, _PATH + "{token}", self._answer)
+        self._listener = Listener(routes.handle)
+        await self._listener.start(self._config.host, self._config.port)
         log.info("decode instances are told to call back at %s", self.url)
 
     async def close(self) -> None:
         """Stop listening."""
-        if self._runner:
-            await self._runner.cleanup()
+        if self._listener:
+            await self._listener.close(grace_s=0.5)
 
-    async def _take_call(self, request: web.Request) -> web.Response:
-        ticket = self._tickets.get(request.match_info["token"])
-        if ticket is None:
-            return web.Response(status=404, text="no request waits for this call\n")
+    async def _answer(self, request: Request) -> Response:
         try:
-            parameters = orjson.loads(await request.read())
+            await self._take_call(request)
+        except ProxyError as error:
+            return error_response(error)
+        return Response(200, b"{}", [("Content-Type", "application/json")])
+
+    async def _take_call(self, request: Request) -> None:
+        if request.method != "POST":
+            raise MethodNotAllowedError(request.method, _PATH, ("POST",))
+        ticket = self._tickets.get(request.path.removeprefix(_PATH))
+        if ticket is None:
+            raise NotFoundError("no request waits for this call")
+        body = await request.read(_BODY_MAX_BYTES, _BODY_S)
+        try:
+            parameters = orjson.loads(body)
         except orjson.JSONDecodeError as error:
-            return web.Response(status=400, text=f"expected a JSON object: {error}\n")
+            raise InvalidRequestError(f"expected a JSON object: {error}") from error
         if not isinstance(parameters, dict):
-            return web.Response(status=400, text=f"expected a JSON object, found {type(parameters).__name__}\n")
+            raise InvalidRequestError(f"expected a JSON object, found {type(parameters).__name__}")
         if not ticket.called.done():  # a repeated call changes nothing
             ticket.called.set_result(parameters)
-        return web.json_response({})

@@ -1,7 +1,8 @@
 """Prometheus metrics. A registry of our own, so that two proxies in one process do not meet."""
 
 import os
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -17,22 +18,69 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2,
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
-_Metric = TypeVar("_Metric", Counter, Gauge, Histogram)
+class Count:
+    """A counter. What is counted goes to prometheus_client's, with its locks and checks, when somebody looks."""
+
+    __slots__ = ("_child", "_value")
+
+    def __init__(self, child: Counter) -> None:
+        self._child = child
+        self._value = 0
+
+    def inc(self) -> None:
+        """Count one."""
+        self._value += 1
+
+    def flush(self) -> None:
+        """Hand over what was counted."""
+        if self._value:
+            self._child.inc(self._value)
+            self._value = 0
 
 
-class Labelled(Generic[_Metric]):
-    """A metric with labels. prometheus_client checks names and takes a lock at each ``labels()``; this does so once."""
+class Spread:
+    """A histogram, filled as :class:`Count` is."""
 
-    def __init__(self, metric: _Metric) -> None:
-        self._metric: _Metric = metric
-        self._children: dict[tuple[str, ...], _Metric] = {}
+    __slots__ = ("_bounds", "_child", "_counts", "_sum")
 
-    def labels(self, *values: str) -> _Metric:
+    def __init__(self, child: Histogram) -> None:
+        self._child = child
+        self._bounds = child._upper_bounds
+        self._counts = [0] * len(self._bounds)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count ``value``."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def flush(self) -> None:
+        """Hand over what was counted: prometheus_client has no call for several values at once."""
+        if any(self._counts):
+            for bucket, count in zip(self._child._buckets, self._counts, strict=True):
+                if count:
+                    bucket.inc(count)
+            self._child._sum.inc(self._sum)
+            self._counts = [0] * len(self._bounds)
+            self._sum = 0.0
+
+
+_Front = TypeVar("_Front", Count, Spread)
+
+
+class Labelled(Generic[_Front]):
+    """A metric with labels: one front for each set of their values."""
+
+    def __init__(self, make: Callable[[tuple[str, ...]], _Front]) -> None:
+        self._make: Callable[[tuple[str, ...]], _Front] = make
+        self._fronts: dict[tuple[str, ...], _Front] = {}
+
+    def labels(self, *values: str) -> _Front:
         """Return the metric for these label values."""
-        child = self._children.get(values)
-        if child is None:
-            child = self._children[values] = self._metric.labels(*values)
-        return child
+        front = self._fronts.get(values)
+        if front is None:
+            front = self._fronts[values] = self._make(values)
+        return front
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,78 +101,57 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Labelled(
-            Counter("epd_proxy_requests", "Requests answered", ["path", "status"], registry=self.registry)
+        self._fronts: list[Count | Spread] = []
+        self.requests = self._counts("epd_proxy_requests", "Requests answered", "path", "status")
+        self.request_seconds = self._spreads("epd_proxy_request_seconds", "Whole request, to the last byte", "path")
+        self.first_byte_seconds = self._spreads(
+            "epd_proxy_first_byte_seconds", "From arrival to the first byte of the answer", "path"
         )
-        self.request_seconds = Labelled(Histogram(
-            "epd_proxy_request_seconds", "Whole request, to the last byte", ["path"], buckets=_SECONDS,
-            registry=self.registry,
-        ))  # fmt: skip
-        self.first_byte_seconds = Labelled(Histogram(
-            "epd_proxy_first_byte_seconds", "From arrival to the first byte of the answer", ["path"],
-            buckets=_SECONDS, registry=self.registry,
-        ))  # fmt: skip
-        self.first_token_seconds = Labelled(Histogram(
-            "epd_proxy_time_to_first_token_seconds", "Streams: from arrival to the first event", ["path"],
-            buckets=_SECONDS, registry=self.registry,
-        ))  # fmt: skip
-        self.token_seconds = Labelled(Histogram(
+        self.first_token_seconds = self._spreads(
+            "epd_proxy_time_to_first_token_seconds", "Streams: from arrival to the first event", "path"
+        )
+        self.token_seconds = self._spreads(
             "epd_proxy_time_per_output_token_seconds",
-            "Streams: time between two events, the mean of each stream", ["path"],
-            buckets=_TOKEN_SECONDS, registry=self.registry,
-        ))  # fmt: skip
-        self.token_seconds_max = Labelled(Histogram(
+            "Streams: time between two events, the mean of each stream", "path", buckets=_TOKEN_SECONDS,
+        )  # fmt: skip
+        self.token_seconds_max = self._spreads(
             "epd_proxy_inter_token_max_seconds",
-            "Streams: time between two events, the longest of each stream", ["path"],
-            buckets=_TOKEN_SECONDS, registry=self.registry,
-        ))  # fmt: skip
-        self.stage_seconds = Labelled(Histogram(
+            "Streams: time between two events, the longest of each stream", "path", buckets=_TOKEN_SECONDS,
+        )  # fmt: skip
+        self.stage_seconds = self._spreads(
             "epd_proxy_stage_seconds", "From sending a request to an instance to the first byte of its answer, all of "
-            "it where it is no stream", ["stage"], buckets=_SECONDS, registry=self.registry,
-        ))  # fmt: skip
-        self.retries = Labelled(Counter(
-            "epd_proxy_retries", "Requests sent to a further instance of a stage, as one before it failed", ["stage"],
-            registry=self.registry,
-        ))  # fmt: skip
-        self.encode_seconds = Histogram(
-            "epd_proxy_encode_seconds", "All items of one request at the encode stage", buckets=_SECONDS,
-            registry=self.registry,
+            "it where it is no stream", "stage",
         )  # fmt: skip
-        self.callback_seconds = Histogram(
-            "epd_proxy_callback_seconds", "From sending a request to decode until decode calls back",
-            buckets=_SECONDS, registry=self.registry,
-        )  # fmt: skip
-        self.prefill_seconds = Histogram(
-            "epd_proxy_prefill_seconds", "A prefill whose KV goes to decode", buckets=_SECONDS, registry=self.registry
+        self.retries = self._counts(
+            "epd_proxy_retries", "Requests sent to a further instance of a stage, as one before it failed", "stage"
         )
-        self.releases = Labelled(Counter(
+        self.encode_seconds = self._spread("epd_proxy_encode_seconds", "All items of one request at the encode stage")
+        self.callback_seconds = self._spread(
+            "epd_proxy_callback_seconds", "From sending a request to decode until decode calls back"
+        )
+        self.prefill_seconds = self._spread("epd_proxy_prefill_seconds", "A prefill whose KV goes to decode")
+        self.releases = self._counts(
             "epd_proxy_releases",
             "Abandoned requests whose KV blocks decode was to free, by outcome: released, not_needed (no callback "
             "came), refused (by prefill) or expired",
-            ["outcome"], registry=self.registry,
-        ))  # fmt: skip
-        self.items = Labelled(Counter(
+            "outcome",
+        )  # fmt: skip
+        self.items = self._counts(
             "epd_proxy_encode_items",
             "Media items by outcome: encoded, joined (another request had it encoded meanwhile), known (encoded a "
             "short while ago), local (left to the prefill/decode instance) or refused",
-            ["modality", "outcome"], registry=self.registry,
-        ))  # fmt: skip
-        self.attempts = Labelled(Counter(
-            "epd_proxy_stage_attempts", "Requests sent to a stage, by outcome", ["stage", "outcome"],
-            registry=self.registry,
-        ))  # fmt: skip
-        self.refusals = Counter(
-            "epd_proxy_admission_refusals", "Requests refused because of too many others: queue_full or queue_timeout",
-            ["reason"], registry=self.registry,
+            "modality", "outcome",
         )  # fmt: skip
-        self.broken_streams = Counter(
-            "epd_proxy_broken_streams", "Streams that failed after their first byte", registry=self.registry
+        self.attempts = self._counts(
+            "epd_proxy_stage_attempts", "Requests sent to a stage, by outcome", "stage", "outcome"
         )
-
-        self.reloads = Counter(
-            "epd_proxy_reloads", "Changed files, by outcome: applied or refused", ["file", "outcome"],
-            registry=self.registry,
+        self.refusals = self._counts(
+            "epd_proxy_admission_refusals", "Requests refused because of too many others: queue_full or queue_timeout",
+            "reason",
         )  # fmt: skip
+        self.broken_streams = self._count("epd_proxy_broken_streams", "Streams that failed after their first byte")
+        self.reloads = self._counts("epd_proxy_reloads", "Changed files, by outcome: applied or refused", "file",
+                                    "outcome")  # fmt: skip
         self.file_in_use = Gauge(
             "epd_proxy_file_in_use", "1 when what the file says is in use, 0 when it was refused", ["file"],
             registry=self.registry, multiprocess_mode="min",
@@ -132,6 +159,24 @@ class Metrics:
         self._shared_folder = os.environ.get(_FOLDER, "")
         self._collectors: list[Collector] = []
         self._watched: list[tuple[Gauge, Callable[[], int]]] = []
+
+    def _count(self, name: str, text: str) -> Count:
+        return self._front(Count(Counter(name, text, registry=self.registry)))
+
+    def _counts(self, name: str, text: str, *labels: str) -> Labelled[Count]:
+        metric = Counter(name, text, labels, registry=self.registry)
+        return Labelled(lambda values: self._front(Count(metric.labels(*values))))
+
+    def _spread(self, name: str, text: str) -> Spread:
+        return self._front(Spread(Histogram(name, text, buckets=_SECONDS, registry=self.registry)))
+
+    def _spreads(self, name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS) -> Labelled[Spread]:
+        metric = Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+        return Labelled(lambda values: self._front(Spread(metric.labels(*values))))
+
+    def _front(self, front: _Front) -> _Front:
+        self._fronts.append(front)
+        return front
 
     def watch_admission(self, running: Callable[[], int], queued: Callable[[], int]) -> None:
         """Report how many requests are served and how many wait, read when a scrape asks for it."""
@@ -152,7 +197,11 @@ class Metrics:
         self._watched.append((gauge, read))
 
     def refresh(self) -> None:
-        """Read what is watched. Workers do so from time to time, since any of them answers for all."""
+        """Read what is watched and hand over what was counted. Workers do so from time to time, since any of them
+        answers for all; what a killed one has counted since is lost.
+        """
+        for front in self._fronts:
+            front.flush()
         for gauge, read in self._watched:
             gauge.set(read())
 

@@ -2,15 +2,13 @@
 
 import re
 
-from aiohttp import web
-
 from . import protocol
 from .aside import run_aside
-from .errors import InvalidRequestError, NotFoundError, NotOfferedError
+from .errors import InvalidRequestError, MethodNotAllowedError, NotFoundError, NotOfferedError
 from .flows import Forwarding
 from .handlers import Handlers
 from .logs import AccessRecord
-from .relay import SERVER
+from .server import Request, Response, Routes
 from .upstream import Call
 
 _OF_THE_STAGES = frozenset(api.path for api in protocol.APIS)
@@ -28,47 +26,37 @@ class Passing:
         self._handlers = handlers
         self._forwarding = forwarding
         self._first_byte_s = first_byte_s
+        self._forward_in_turn = handlers.in_turn(self._forward)
 
-    def add_routes(self, app: web.Application) -> None:
-        """Add the paths. To be called after all others below ``/v1`` were added: the first that matches counts."""
-        app.router.add_get("/v1/models", self._models)
+    def add_routes(self, routes: Routes) -> None:
+        """Add the paths."""
+        routes.add("GET", "/v1/models", self._handlers.served(self._models))
+        pass_on = self._handlers.served(self._pass_on)
         for path in _TOKENS:
-            app.router.add_route("POST", path, self._pass_on, expect_handler=self._handlers.on_expect)
-        app.router.add_route("*", "/v1/{rest:.+}", self._pass_on, expect_handler=self._handlers.on_expect)
+            routes.add("POST", path, pass_on)
+        routes.add_rest("/v1/", "/v1/{rest}", pass_on)
 
-    async def _models(self, request: web.Request) -> web.StreamResponse:
-        async def answer(record: AccessRecord) -> web.StreamResponse:
-            body = await self._forwarding.models(self._handlers.headers_of(request), record)
-            record.status, record.bytes_out = 200, len(body)
-            headers = {"X-Request-Id": record.request_id, "Server": SERVER}
-            return web.Response(body=body, content_type="application/json", headers=headers)
+    async def _models(self, request: Request, record: AccessRecord) -> Response:
+        body = await self._forwarding.models(self._handlers.headers_of(request), record)
+        record.status, record.bytes_out = 200, len(body)
+        return Response(200, body, [("Content-Type", "application/json"), ("X-Request-Id", record.request_id)])
 
-        return await self._handlers.serve(request, answer)
+    async def _pass_on(self, request: Request, record: AccessRecord) -> Response | None:
+        _check(request)
+        return await self._forward_in_turn(request, record)
 
-    async def _pass_on(self, request: web.Request) -> web.StreamResponse:
-        if request.path in _OF_THE_STAGES:  # whose POST has a route of its own
-            raise web.HTTPMethodNotAllowed(request.method, ("POST",))
-        if request.method not in _METHODS:
-            raise web.HTTPMethodNotAllowed(request.method, _METHODS)
-
-        async def answer(record: AccessRecord) -> web.StreamResponse:
-            _check(request)
-            return await self._handlers.in_turn(lambda: self._forward(request, record))
-
-        return await self._handlers.serve(request, answer)
-
-    async def _forward(self, request: web.Request, record: AccessRecord) -> web.StreamResponse:
+    async def _forward(self, request: Request, record: AccessRecord) -> Response | None:
         with self._handlers.bodies.share() as share:
             body = await self._handlers.bodies.read(request, share)
             record.bytes_in = len(body)
-            if "json" in request.headers.get("Content-Type", "json").lower() and body:
+            if "json" in request.headers.get("content-type", "json").lower() and body:
                 body = await run_aside(len(body), protocol.strip_transfer_params, body)
             call = Call(
-                request.raw_path,
+                request.target,
                 [*self._handlers.headers_of(request), ("X-Request-Id", record.request_id)],
                 self._first_byte_s,
                 body=body or None,
-                method=request.method,
+                method="GET" if request.method == "HEAD" else request.method,  # the server leaves the body out
             )
             stored = _STORED.fullmatch(request.path) is not None
             opened = await self._forwarding.answer(
@@ -82,14 +70,18 @@ class Passing:
         return await self._handlers.send(opened, request, record)
 
 
-def _check(request: web.Request) -> None:
+def _check(request: Request) -> None:
     """Raise for what is not to reach an instance."""
     path = request.path
+    if path in _OF_THE_STAGES:
+        raise MethodNotAllowedError(request.method, path, ("POST",))
+    if request.method not in _METHODS:
+        raise MethodNotAllowedError(request.method, path, _METHODS)
     if path in _OF_ONE_INSTANCE:
         raise NotOfferedError(f"{path} changes one instance only: send it to each of them")
-    if "Upgrade" in request.headers:
+    if "upgrade" in request.headers:
         raise NotOfferedError("WebSockets are not offered")
     if path.startswith("/v1/metaserver") or ".." in path.split("/") or "//" in path:
         raise NotFoundError(f"there is nothing at {path}")
-    if any(ord(char) < 0x21 for char in request.raw_path):
-        raise InvalidRequestError("the path has a space or a control character in it")
+    if any(ord(char) < 0x21 for char in request.target):
+        raise InvalidRequestError("expected a path without spaces and control characters")

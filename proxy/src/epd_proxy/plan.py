@@ -1,8 +1,8 @@
 """Which stages a request passes through. Pure."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from .protocol import InferenceRequest, MediaItem, why_not_split
 
@@ -16,8 +16,7 @@ class Handshake(Enum):
     BOOTSTRAP = "bootstrap"
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """The items to encode first, how the rest is done, and what it weighs, in estimated tokens."""
 
     encode: tuple[MediaItem, ...]

@@ -63,7 +63,7 @@ class Endpoint:
     @property
     def eligible(self) -> bool:
         """Whether new requests may be sent here."""
-        return self.usable and not self.draining
+        return self.health is not Health.DOWN and not self.draining
 
     def mark_answered(self) -> None:
         """A request was answered: whatever its status, the instance talks."""
@@ -168,6 +168,8 @@ class Pool:
         candidates = [e for e in candidates if e.breaker.admits] or candidates
         if not candidates:
             raise self.unavailable()
+        if len(candidates) == 1:
+            return Lease(candidates[0], cost)
         return Lease(self._policy.choose(candidates, cost, key), cost)
 
     def unavailable(self) -> UnavailableError:

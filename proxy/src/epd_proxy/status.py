@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 import orjson
-from aiohttp import web
 
 from . import metrics as metrics_module
 from .metrics import Metrics
 from .pool import Pool
+from .server import Request, Response, Routes
 
 
 class Status:
@@ -17,14 +17,14 @@ class Status:
         self._pools = pools
         self._metrics = metrics
 
-    def add_routes(self, app: web.Application) -> None:
+    def add_routes(self, routes: Routes) -> None:
         """Add the four paths."""
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/healthcheck", self._health)
-        app.router.add_get("/ready", self._ready)
-        app.router.add_get("/metrics", self._show_metrics)
+        routes.add("GET", "/health", self._health)
+        routes.add("GET", "/healthcheck", self._health)
+        routes.add("GET", "/ready", self._ready)
+        routes.add("GET", "/metrics", self._show_metrics)
 
-    async def _health(self, _request: web.Request) -> web.Response:
+    async def _health(self, _request: Request) -> Response:
         """Liveness: the process answers. The counts are those vllm-ascend's example gives at /healthcheck."""
         names = {"encode": "encode", "prefill": "prefill", "decode": "decode", "pd": "prefill_decode"}
         counts = {
@@ -33,7 +33,7 @@ class Status:
         }
         return _json(200, {"status": "ok", **counts})
 
-    async def _ready(self, _request: web.Request) -> web.Response:
+    async def _ready(self, _request: Request) -> Response:
         """Readiness: every stage has an endpoint that is up."""
         reasons = [f"{stage}: {pool.reason()}" for stage, pool in self._pools.items() if not pool.ready]
         stages = {stage: pool.reason() for stage, pool in self._pools.items() if pool.endpoints}
@@ -41,9 +41,9 @@ class Status:
             return _json(503, {"status": "not ready", "reasons": reasons, "stages": stages})
         return _json(200, {"status": "ready", "stages": stages})
 
-    async def _show_metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": metrics_module.CONTENT_TYPE})
+    async def _show_metrics(self, _request: Request) -> Response:
+        return Response(200, self._metrics.exposition(), [("Content-Type", metrics_module.CONTENT_TYPE)])
 
 
-def _json(status: int, document: Mapping[str, object]) -> web.Response:
-    return web.Response(status=status, body=orjson.dumps(document), content_type="application/json")
+def _json(status: int, document: Mapping[str, object]) -> Response:
+    return Response(status, orjson.dumps(document), [("Content-Type", "application/json")])

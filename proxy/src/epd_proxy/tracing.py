@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import __version__
@@ -103,7 +102,7 @@ class Tracing:
         headers: dict[str, str] = {}
         propagate.inject(headers, set_span_in_context(span))
         kept = [(name, value) for name, value in call.headers if name.lower() not in _CONTEXT]
-        return StageSpan(span, replace(call, headers=[*kept, *headers.items()]))
+        return StageSpan(span, call._replace(headers=[*kept, *headers.items()]))
 
     def close(self) -> None:
         """Send what is left, and stop. Blocks for up to some seconds when the collector does not answer."""

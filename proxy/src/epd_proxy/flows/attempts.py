@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from ..errors import (
     BackendConnectError,
@@ -33,7 +34,7 @@ _FAULTS = frozenset((500, 502, 504))
 _RETRIED_STATUSES = _OVERLOADED | _FAULTS
 
 
-async def open_answer(
+def open_answer(
     stages: Stages,
     pool: Pool,
     call: Call,
@@ -43,23 +44,21 @@ async def open_answer(
     key: str = "",
     remote_media: bool = False,
     elsewhere: bool = False,
-) -> Answer:
+) -> Coroutine[Any, Any, Answer]:
     """Send ``call`` to the endpoint of ``pool`` that is chosen for ``key``, and to others while that fails.
 
     ``elsewhere``: what is asked for is at one endpoint only, so that a 404 makes the next one be asked, up to the last.
     Raises :class:`ProxyError` for the last failure; then nothing is left open.
     """
+    return try_endpoints(
+        stages, pool, cost, record, lambda answer: send_call(stages, answer, call, remote_media=remote_media), key=key,
+        retried=_is_elsewhere if elsewhere else is_worth_retrying,
+        attempts_max=len(pool.endpoints) if elsewhere else None,
+    )  # fmt: skip
 
-    async def open_at(answer: Answer) -> None:
-        await send_call(stages, answer, call, remote_media=remote_media)
 
-    def is_retried(error: ProxyError) -> bool:
-        return is_worth_retrying(error) or (elsewhere and _is_missing(error))
-
-    attempts_max = len(pool.endpoints) if elsewhere else None
-    return await try_endpoints(
-        stages, pool, cost, record, open_at, key=key, retried=is_retried, attempts_max=attempts_max
-    )
+def _is_elsewhere(error: ProxyError) -> bool:
+    return is_worth_retrying(error) or (isinstance(error, RefusedByBackendError) and error.status == 404)
 
 
 def is_worth_retrying(error: ProxyError) -> bool:
@@ -121,15 +120,11 @@ async def try_endpoints(
             return answer
 
 
-def _is_missing(error: ProxyError) -> bool:
-    return isinstance(error, RefusedByBackendError) and error.status == 404
-
-
 def _note_attempt(record: AccessRecord, endpoint: Endpoint) -> None:
     if endpoint.stage == "encode":
-        record.encode_endpoints.append(endpoint.url)
+        record.encode_endpoints += (endpoint.url,)
     elif endpoint.stage == "prefill" and record.handshake != "colocated":
-        record.prefill_endpoints.append(endpoint.url)
+        record.prefill_endpoints += (endpoint.url,)
     else:
         record.endpoint = endpoint.url
         record.attempts += 1

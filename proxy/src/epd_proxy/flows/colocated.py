@@ -1,6 +1,7 @@
 """One instance prefills and decodes: it gets the client's body as it came."""
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 from ..pool import Pool
@@ -28,7 +29,8 @@ class ColocatedFlow:
         """See :class:`epd_proxy.flows.interface.Flow`."""
         if self._overlap and can_wait(job.request) and self._encode.has_work(job):
             return await self._answer_overlapped(job)
-        await self._encode.run(job)
+        if job.plan.encode:
+            await self._encode.run(job)
         return await self._open(job, job.request.body)
 
     async def _answer_overlapped(self, job: Job) -> Answer:
@@ -49,14 +51,14 @@ class ColocatedFlow:
         finally:
             await _cancel(encoding)  # whoever has answered had no need of it
 
-    async def _open(self, job: Job, body: bytes) -> Answer:
+    def _open(self, job: Job, body: bytes) -> Coroutine[Any, Any, Answer]:
         call = Call(
             path=job.request.api.path,
             headers=job.headers_for(job.record.request_id),
             first_byte_s=self._stages.config.timeouts.first_byte_s,
             body=body,
         )
-        return await open_answer(
+        return open_answer(
             self._stages,
             self._pool,
             call,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..config import ProxyConfig
 from ..known import KnownItems
@@ -28,8 +28,7 @@ class Stages:
     tracing: Tracing | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """One request on its way; ``headers`` are the client's that go to every stage, without a request id.
 
     ``affinity`` is what it has in common with those it does well to meet at an instance.

@@ -1,13 +1,13 @@
 """A request to a backend, and its head as bytes."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ..protocol import Headers
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One request to a backend, whichever instance it goes to. ``first_byte_s`` limits the wait for an answer.
 
     ``once``: it must not reach an instance twice, so it goes over a new connection, which cannot be stale.
@@ -51,12 +51,10 @@ def write_head(call: Call, target: Target) -> bytes:
     """
     if call.method == "HEAD":
         raise ValueError("an answer to HEAD announces a body that does not come; ask with GET")
-    lines = [f"{call.method} {call.path} HTTP/1.1", f"Host: {target.authority}"]
-    lines += [f"{name}: {value}" for name, value in call.headers]
-    if call.body is not None:
-        lines.append(f"Content-Length: {len(call.body)}")
-    text = "\r\n".join(lines)
-    ends = len(lines) - 1
+    length = "" if call.body is None else f"Content-Length: {len(call.body)}\r\n"
+    headers = "".join([f"{name}: {value}\r\n" for name, value in call.headers])
+    text = f"{call.method} {call.path} HTTP/1.1\r\nHost: {target.authority}\r\n{headers}{length}\r\n"
+    ends = len(call.headers) + (3 if call.body is None else 4)
     if text.count("\n") != ends or text.count("\r") != ends or "\0" in text:
         raise ValueError("a header or the path holds a control character")
-    return (text + "\r\n\r\n").encode("utf-8", "surrogateescape")
+    return text.encode("utf-8", "surrogateescape")

@@ -52,31 +52,24 @@ class Upstream:
         Raises :class:`epd_proxy.errors.BackendError`.
         """
         loop = asyncio.get_running_loop()
-        target = self._target(backend)
+        target = self._targets.get(backend) or self._note_target(backend)
         head = write_head(call, target)
         started = loop.time()
         until = started + call.first_byte_s
         kept = None if call.once else self._kept.take(backend, started)
         if kept:
             try:
-                return await self._ask(kept, head, call.body, until)
+                await kept.ask(head, call.body, until)
             except BackendDisconnectError:
                 # Most likely the instance closed a kept connection just as we took it, and never saw the request. One
                 # that dies of the request takes longer, or does so again on a new connection.
                 if kept.answered or loop.time() - started > _STALE_WITHIN_S:
                     raise
+            else:
+                return UpstreamResponse(kept, self._idle_s, until, self._release)
         connection = await self._dialer.dial(target, until - loop.time(), self._open)
-        return await self._ask(connection, head, call.body, until, keep=not call.once)
-
-    async def _ask(
-        self, connection: Connection, head: bytes, body: bytes | None, until: float, *, keep: bool = True
-    ) -> UpstreamResponse:
-        try:
-            await connection.ask(head, body, until - asyncio.get_running_loop().time())
-        except BaseException:
-            connection.abort()
-            raise
-        return UpstreamResponse(connection, self._idle_s, until, self._release if keep else Connection.abort)
+        await connection.ask(head, call.body, until)
+        return UpstreamResponse(connection, self._idle_s, until, Connection.abort if call.once else self._release)
 
     def _release(self, connection: Connection) -> None:
         if connection.keepable:
@@ -89,10 +82,8 @@ class Upstream:
         self._kept.drop_old(loop.time())
         self._sweep = loop.call_later(KEEP_ALIVE_S / 2, self._drop_old)
 
-    def _target(self, backend: str) -> Target:
-        target = self._targets.get(backend)
-        if target is None:
-            if len(self._targets) >= _TARGETS_MAX:  # instances come and go
-                self._targets.clear()
-            target = self._targets[backend] = parse_target(backend)
+    def _note_target(self, backend: str) -> Target:
+        if len(self._targets) >= _TARGETS_MAX:  # instances come and go
+            self._targets.clear()
+        target = self._targets[backend] = parse_target(backend)
         return target

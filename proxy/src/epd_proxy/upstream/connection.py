@@ -1,11 +1,11 @@
 """One HTTP/1.1 connection to a backend, one exchange at a time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import math
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
-from multidict import CIMultiDict
 
 from ..errors import BackendDisconnectError, BackendError, BackendProtocolError, BackendTimeoutError
 
@@ -15,6 +15,12 @@ _HEAD_MAX_BYTES = 128 * 1024
 _HELD_MAX_BYTES = 256 * 1024
 # A larger body is written piece by piece, as the backend takes it: it may answer before it has seen all.
 _PIECE_BYTES = 256 * 1024
+# A smaller one is copied to its head, and one buffer written.
+_JOINED_BYTES = 16 * 1024
+_CONTENT_TYPE_LENGTH = len("content-type")
+
+RawHeaders = list[tuple[bytes, bytes]]
+"""Names and values as they came: most are never looked at."""
 
 
 class Connection(asyncio.Protocol):
@@ -27,7 +33,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, backend: str, registry: "set[Connection]") -> None:
         self.backend = backend
         self.status = 0
-        self.headers: CIMultiDict[str] = CIMultiDict()
+        self.headers: RawHeaders = []
+        self.content_type = ""
         self.answered = False
         self.complete = True
         self.kept_since = 0.0
@@ -36,7 +43,7 @@ class Connection(asyncio.Protocol):
         self._registry = registry
         self._parser = HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
-        self._head: list[tuple[str, str]] = []
+        self._head: RawHeaders = []
         self._head_bytes = 0
         self._headed = False
         self._interim = False
@@ -50,7 +57,7 @@ class Connection(asyncio.Protocol):
         self._fault: BackendError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._deadline = 0.0
+        self._deadline = math.inf
         self._pause_s = 0.0
 
     def __repr__(self) -> str:
@@ -71,17 +78,22 @@ class Connection(asyncio.Protocol):
 
     # What the client does with it.
 
-    async def ask(self, head: bytes, body: bytes | None, limit_s: float) -> None:
-        """Send a request and wait up to ``limit_s`` for the first bytes of its answer. Raises :class:`BackendError`."""
+    async def ask(self, head: bytes, body: bytes | None, until: float) -> None:
+        """Send a request and wait for the first bytes of its answer ``until`` then, by the loop's clock.
+
+        Raises :class:`BackendError`. However it fails, the connection is closed.
+        """
         self.answered = self.complete = self._headed = self._keep_alive = False
         self._head_bytes = 0
         if self._transport is None:
             raise self._disconnected()
         self._registry.add(self)  # not sooner: uvloop tells nobody when a cancelled connect closes what it had made
-        self._limit(limit_s)
+        self._limit(until)
         try:
             if body is None:
                 self._transport.write(head)
+            elif len(body) <= _JOINED_BYTES:
+                self._transport.write(head + body)
             elif len(body) <= _PIECE_BYTES:
                 self._transport.writelines((head, body))
             else:
@@ -89,18 +101,21 @@ class Connection(asyncio.Protocol):
                 await self._send_pieces(memoryview(body))
             while not self._pieces and not self.complete:
                 await self._wait()
+        except BaseException:
+            self.abort()
+            raise
         finally:
-            self._unlimit()
+            self._deadline = math.inf
 
     async def read(self, pause_s: float) -> bytes:
         """Return what has come, at the end nothing; wait up to ``pause_s`` for it. Raises :class:`BackendError`."""
         if not self._pieces and not self.complete:
-            self._limit(pause_s)
+            self._limit(self._loop.time() + pause_s)
             try:
                 while not self._pieces and not self.complete:
                     await self._wait()
             finally:
-                self._unlimit()
+                self._deadline = math.inf
         return self.take()
 
     def take(self) -> bytes:
@@ -109,7 +124,8 @@ class Connection(asyncio.Protocol):
         if not pieces:
             return b""
         self._pieces, self._held_bytes = [], 0
-        self._resume_reading()
+        if self._reading_paused:
+            self._resume_reading()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def pump(self, write: Callable[[bytes], bool], drained: Callable[[], Awaitable[None]],
@@ -126,19 +142,18 @@ class Connection(asyncio.Protocol):
             while True:
                 self._push()
                 if self._full:
-                    self._unlimit()
+                    self._deadline = math.inf
                     await drained()
                     self._full = False
                 elif self.complete:
                     return
                 else:
                     self._resume_reading()
-                    if self._timer is None:
-                        self._limit(pause_s)
+                    self._limit(self._loop.time() + pause_s)
                     await self._wait()
         finally:
             self._write = None
-            self._unlimit()
+            self._deadline = math.inf
 
     def abort(self) -> None:
         """Close at once; what is under way is aborted at the backend. Closing twice is harmless."""
@@ -163,7 +178,8 @@ class Connection(asyncio.Protocol):
                 self._pause_reading()
             self._wake()
         else:
-            self._deadline = self._loop.time() + self._pause_s
+            if not self._full:
+                self._deadline = self._loop.time() + self._pause_s
             self._push()
             if self._full or self.complete:
                 self._wake()
@@ -180,7 +196,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End what is under way."""
         self._transport = None
-        self._unlimit()
+        del self._parser  # which holds this
+        if self._timer:
+            self._timer.cancel()
         if not self.complete and self._fault is None:
             if exc is None and self._headed and _ends_with_connection(self.headers):
                 self.complete = True
@@ -195,13 +213,15 @@ class Connection(asyncio.Protocol):
         """An answer begins, or one that nobody asked for."""
         if self.complete:
             raise ValueError("an answer that was not asked for")
-        self._head = []
+        self._head, self.content_type = [], ""
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Note a header; trailers are dropped."""
         if self._headed:
             return
-        self._head.append((name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape")))
+        self._head.append((name, value))
+        if len(name) == _CONTENT_TYPE_LENGTH and name.lower() == b"content-type":
+            self.content_type = value.decode("utf-8", "surrogateescape")
 
     def on_headers_complete(self) -> None:
         """Note the head, unless it is an interim one (1xx), which leads to nothing here."""
@@ -211,7 +231,7 @@ class Connection(asyncio.Protocol):
         self._interim = status < 200
         if not self._interim:
             self.status = status
-            self.headers = CIMultiDict(self._head)
+            self.headers = self._head
             self._headed = True
 
     def on_body(self, data: bytes) -> None:
@@ -268,21 +288,25 @@ class Connection(asyncio.Protocol):
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _limit(self, limit_s: float) -> None:
-        self._deadline = self._loop.time() + limit_s
-        self._timer = self._loop.call_at(self._deadline, self._expire)
+    def _limit(self, deadline: float) -> None:
+        """Have the exchange fail at ``deadline``, unless that is changed before.
 
-    def _unlimit(self) -> None:
-        if self._timer:
+        A timer is not stopped when its exchange is over, but goes on for the next one: to start one for each request
+        would take longer than to read its answer.
+        """
+        self._deadline = deadline
+        if self._timer is None:
+            self._timer = self._loop.call_at(deadline, self._expire)
+        elif deadline < self._timer.when():
             self._timer.cancel()
-            self._timer = None
+            self._timer = self._loop.call_at(deadline, self._expire)
 
     def _expire(self) -> None:
-        if self._loop.time() < self._deadline:  # it was put off meanwhile
-            self._timer = self._loop.call_at(self._deadline, self._expire)
-        else:
-            self._timer = None
+        self._timer = None
+        if self._loop.time() >= self._deadline:
             self._fail(BackendTimeoutError(self.backend, "the instance did not answer in time"))
+        elif self._deadline < math.inf:  # it was put off meanwhile
+            self._timer = self._loop.call_at(self._deadline, self._expire)
 
     def _fail(self, fault: BackendError) -> None:
         self._fault = self._fault or fault
@@ -305,7 +329,8 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
 
 
-def _ends_with_connection(headers: Mapping[str, str]) -> bool:
+def _ends_with_connection(headers: RawHeaders) -> bool:
     """Whether a body without length ends where the connection does (RFC 9112, 6.3)."""
-    coding = headers.get("Transfer-Encoding")
-    return not coding.lower().endswith("chunked") if coding else "Content-Length" not in headers
+    found = {name.lower(): value for name, value in headers}
+    coding = found.get(b"transfer-encoding")
+    return not coding.lower().endswith(b"chunked") if coding else b"content-length" not in found

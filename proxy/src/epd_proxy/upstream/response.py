@@ -1,7 +1,7 @@
 """A backend's answer, on the connection it comes over."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from ..errors import BackendProtocolError
 from .connection import Connection
@@ -10,12 +10,24 @@ from .connection import Connection
 class UpstreamResponse:
     """A backend's answer of which head and first bytes are here. Whoever holds it closes it."""
 
+    __slots__ = (
+        "_connection",
+        "_idle_s",
+        "_release",
+        "_until",
+        "backend",
+        "content_type",
+        "first",
+        "headers",
+        "status",
+    )
+
     def __init__(self, connection: Connection, idle_s: float, until: float, release: Callable[[Connection], None]
                  ) -> None:  # fmt: skip
         self.backend = connection.backend
         self.status = connection.status
-        self.headers: Mapping[str, str] = connection.headers
-        self.content_type = connection.headers.get("Content-Type", "")
+        self.headers = connection.headers
+        self.content_type = connection.content_type
         self.first = connection.take()
         self._connection: Connection | None = connection
         self._idle_s = idle_s
@@ -36,6 +48,8 @@ class UpstreamResponse:
         Raises :class:`epd_proxy.errors.BackendError` when it is cut short, late, or over ``size_max_bytes``.
         """
         connection, loop = self._open(), asyncio.get_running_loop()
+        if connection.complete and len(self.first) <= size_max_bytes:  # most come whole
+            return self.first + connection.take()
         pieces, size_bytes = list[bytes](), 0
         piece = self.first
         while piece:
