@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import orjson
@@ -25,7 +26,7 @@ from epd_proxy.metrics import Metrics
 from epd_proxy.plan import build
 from epd_proxy.pool import Pool
 from epd_proxy.protocol import CHAT as CHAT_API
-from epd_proxy.protocol import parse_request
+from epd_proxy.protocol import decode_body, parse_request, pending_body
 from epd_proxy.upstream import Upstream
 from fakes import instances as fake
 from fakes.instances import FakeInstance
@@ -119,13 +120,27 @@ async def test_defect_04_an_item_is_written_without_blocking_the_loop() -> None:
     assert min(waits_s) < 0.5 * whole_s, (waits_s, whole_s)
 
 
+async def test_defect_04_a_member_is_added_without_blocking_the_loop() -> None:
+    """What the next stage is told stands at the end of the client's body, however long that is."""
+    body = json.dumps(chat(text="x" * 2**26)).encode()
+    request = parse_request(CHAT_API, body, items_max=9, key=ITEM_KEY)
+    whole_s = min(time_s(lambda: body[:-1] + b"," + b'"a":1' + b"}") for _ in range(3))
+    for add in (lambda: decode_body(request, "http://a.test/"), lambda: pending_body(request)):
+        waits_s = []
+        for _ in range(3):
+            adding = asyncio.create_task(asyncio.to_thread(add))
+            waits_s.append(await longest_beat_s(adding))
+            assert (await adding).startswith(body[:-1])
+        assert min(waits_s) < 0.5 * whole_s, (waits_s, whole_s)
+
+
 def time_s(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
-async def longest_beat_s(task: asyncio.Task[None]) -> float:
+async def longest_beat_s(task: asyncio.Task[Any]) -> float:
     """Return the longest time that this loop was held up until ``task`` was done."""
     longest_s, last = 0.0, time.perf_counter()
     while not task.done():

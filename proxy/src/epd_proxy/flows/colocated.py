@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+from ..aside import run_aside
 from ..pool import Pool
 from ..protocol import can_wait, pending_body
 from ..relay import Answer
@@ -35,9 +36,7 @@ class ColocatedFlow:
 
     async def _answer_overlapped(self, job: Job) -> Answer:
         encoding = asyncio.create_task(self._encode.run(job), name=f"encode {job.record.request_id}")
-        opening = asyncio.create_task(
-            self._open(job, pending_body(job.request)), name=f"answer {job.record.request_id}"
-        )
+        opening = asyncio.create_task(self._open_pending(job), name=f"answer {job.record.request_id}")
         try:
             await asyncio.wait((encoding, opening), return_when=asyncio.FIRST_COMPLETED)
             if opening.done() or await encoding:
@@ -50,6 +49,9 @@ class ColocatedFlow:
             raise
         finally:
             await _cancel(encoding)  # whoever has answered had no need of it
+
+    async def _open_pending(self, job: Job) -> Answer:
+        return await self._open(job, await run_aside(len(job.request.body), pending_body, job.request))
 
     def _open(self, job: Job, body: bytes) -> Coroutine[Any, Any, Answer]:
         call = Call(

@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 
+from ..aside import run_aside
 from ..errors import BackendTimeoutError, PrefillFailedError, ProxyError
 from ..metaserver import Metaserver
 from ..plan import Handshake
@@ -76,14 +77,18 @@ class LayerwiseFlow:
 
         Each attempt has a request id of its own: decode knows the blocks of a failed one by it.
         """
-        request_id = f"{job.record.request_id}-{uuid.uuid4().hex}"
-        handover = Handover(self._stages, job, request_id, self._metaserver.open(), answer.lease.endpoint, encoding,
-                            failed_prefill)  # fmt: skip
+        request_id, ticket = f"{job.record.request_id}-{uuid.uuid4().hex}", self._metaserver.open()
+        try:
+            body = await run_aside(len(job.request.body), decode_body, job.request, ticket.url)
+        except BaseException:
+            ticket.close()
+            raise
+        handover = Handover(self._stages, job, request_id, ticket, answer.lease.endpoint, encoding, failed_prefill)
         call = Call(
             path=job.request.api.path,
             headers=job.headers_for(request_id),
             first_byte_s=self._stages.config.timeouts.first_byte_s,
-            body=decode_body(job.request, handover.ticket.url),
+            body=body,
             once=True,
         )
         deciding = send_call(self._stages, answer, call, remote_media=job.request.has_remote_media)

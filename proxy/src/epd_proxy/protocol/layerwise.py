@@ -11,7 +11,7 @@ import orjson
 from .apis import CHAT, COMPLETIONS, MESSAGES, Api
 from .inline import Inline
 from .requests import InferenceRequest
-from .writing import write_json
+from .writing import with_member, write_json
 
 # They shape the answer, which decode gives; on prefill they could only make its one token fail.
 _DECODE_ONLY = (
@@ -73,10 +73,8 @@ def decode_body(request: InferenceRequest, callback_url: str) -> bytes:
 
 def with_parameters(request: InferenceRequest, parameters: Mapping[str, Any]) -> bytes:
     """Return the client's body as it came, and the parameters of its KV."""
-    added = orjson.dumps(parameters)
     # The client's own parameters were removed on arrival, so this is the only key of its name.
-    start = request.body.rstrip()[:-1]
-    return start + (b"," if request.document else b"") + b'"kv_transfer_params":' + added + b"}"
+    return with_member(request.body, "kv_transfer_params", parameters, first=not request.document)
 
 
 def prefill_body(document: Mapping[str, Any], parameters: Mapping[str, Any], inline: Inline | None = None) -> bytes:

@@ -2,7 +2,7 @@
 
 from .apis import CHAT
 from .requests import ITEMS_PENDING, InferenceRequest
-from .writing import write_json
+from .writing import with_member, write_json
 
 
 def can_wait(request: InferenceRequest) -> bool:
@@ -14,7 +14,7 @@ def pending_body(request: InferenceRequest) -> bytes:
     """Return the client's body, and that its items are on their way."""
     given = request.document.get("vllm_xargs")
     if given is None and "vllm_xargs" not in request.document:
-        return request.body.rstrip()[:-1] + b',"vllm_xargs":{"%s":1}}' % ITEMS_PENDING.encode()
+        return with_member(request.body, "vllm_xargs", {ITEMS_PENDING: 1})
     if given is not None and not isinstance(given, dict):
         return request.body  # the instance says what is wrong with it
     return write_json({**request.document, "vllm_xargs": {**(given or {}), ITEMS_PENDING: 1}}, request.inline)
