@@ -96,6 +96,23 @@ def test_how_a_request_begins() -> None:
         assert isinstance(begins(odd, COMPLETIONS), str)
 
 
+async def test_a_session_may_be_of_any_bytes() -> None:
+    async with ProxyStack(encoders=0, instances=2, balance=Balance(policy="session")) as stack:
+        for name in ("\udcff\udcfe", "ü", ""):
+            assert (await stack.post(chat(), headers={"X-Session-Id": name})).status == 200
+
+
+def test_a_beginning_is_cut_and_made_of_texts_alone() -> None:
+    long = begins(chat(text="x" * 10_000))
+    assert len(long) == 4096
+    assert begins(chat(text="x" * 9_000)) == long
+    nested: list[object] = []
+    for _ in range(200):
+        nested = [nested, "y"]
+    assert begins({"messages": [{"role": nested, "content": [{"text": nested}]}], "system": {"a": nested}}) == "\0"
+    assert begins({"prompt": [nested, 7]}, COMPLETIONS) == ""
+
+
 @pytest.mark.parametrize("policy", ["session", "prefix"])
 async def test_what_belongs_together_meets(policy: str) -> None:
     async with ProxyStack(encoders=0, instances=4, balance=Balance(policy=policy)) as stack:

@@ -100,11 +100,9 @@ class Handlers:
 
     async def _open(self, api: protocol.Api, request: Request, body: bytes, record: AccessRecord) -> Answer:
         record.bytes_in = len(body)
-        tenant = protocol.tenant_of(request.headers, self._tenant_headers)
-        parse = partial(protocol.parse_request, api, body, items_max=self._items_max, key=self._item_key, tenant=tenant)
-        parsed = await asyncio.to_thread(parse) if is_large(len(body)) else parse()
         _note(parsed, record)
-        planned = plan.build(parsed, self._stages, self._split_by)
+        build = partial(plan.build, parsed, self._stages, self._split_by)
+        planned = await asyncio.to_thread(build) if is_large(len(body)) else build()
         record.handshake = planned.handshake.value
         job = Job(parsed, planned, self.headers_of(request), record, self._affinity(request, parsed))
         return await self._flow.answer(job)

@@ -74,7 +74,9 @@ class ConsistentHash:
             return min(candidates, key=_load)
         limit = _BOUND * (sum(c.active_cost for c in candidates) + cost) / len(candidates)
         room = [c for c in candidates if c.active_cost <= limit]  # the least loaded one has
-        return max(room, key=lambda c: blake2b(f"{key}\0{c.url}".encode(), digest_size=8).digest())
+        return max(
+            room, key=lambda c: blake2b(f"{key}\0{c.url}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        )
 
 
 POLICIES: dict[str, type[Policy]] = {
