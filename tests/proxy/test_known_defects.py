@@ -122,16 +122,16 @@ async def test_defect_04_an_item_is_written_without_blocking_the_loop() -> None:
 
 async def test_defect_04_a_member_is_added_without_blocking_the_loop() -> None:
     """What the next stage is told stands at the end of the client's body, however long that is."""
-    body = json.dumps(chat(text="x" * 2**26)).encode()
+    body = json.dumps(chat(text="x" * 2**27)).encode()
     request = parse_request(CHAT_API, body, items_max=9, key=ITEM_KEY)
-    whole_s = min(time_s(lambda: body[:-1] + b"," + b'"a":1' + b"}") for _ in range(3))
+    copy_s = min(time_s(lambda: body[1:]) for _ in range(3))  # which keeps the GIL
     for add in (lambda: decode_body(request, "http://a.test/"), lambda: pending_body(request)):
         waits_s = []
-        for _ in range(3):
+        for _ in range(5):
             adding = asyncio.create_task(asyncio.to_thread(add))
             waits_s.append(await longest_beat_s(adding))
             assert (await adding).startswith(body[:-1])
-        assert min(waits_s) < 0.5 * whole_s, (waits_s, whole_s)
+        assert min(waits_s) < 0.6 * copy_s, (waits_s, copy_s)
 
 
 def time_s(work: Callable[[], object]) -> float:
