@@ -50,7 +50,7 @@ async def test_only_known_keys_are_let_in(keys: Path, caplog: pytest.LogCaptureF
             assert reply.headers["WWW-Authenticate"] == "Bearer"
         assert (await stack.get("/v1/models")).status == 401
         assert len(stack.instances[0].requests) == 2
-        for path in ("/health", "/ready", "/metrics"):
+        for path in ("/health", "/ready", "/status", "/metrics"):
             assert (await stack.get(path)).status == 200
         assert not any(key in caplog.text for key in KEYS.values())
 

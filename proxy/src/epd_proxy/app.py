@@ -120,7 +120,7 @@ def build_app(config: ProxyConfig, shared: Shared | None = None) -> App:
     )
 
     routes = Routes(handlers.refuse)
-    Status(pools, metrics).add_routes(routes)
+    Status(pools, metrics, lambda: handlers.draining).add_routes(routes)
     handlers.add_routes(routes)
     Passing(handlers, Forwarding(stages), config.timeouts.first_byte_s).add_routes(routes)
     cors = Cors(config.access.origins) if config.access.origins else None
