@@ -314,8 +314,12 @@ async def test_stopping_lets_what_is_under_way_end() -> None:
         busy.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         await until(lambda: any(not each.idle for each in listener.connections))
         listener.stop()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*busy.writer.get_extra_info("peername"))
+        closing = asyncio.create_task(listener.close(grace_s=30))
         assert await idle.reader.read() == b""
         go_on.set()
         _, headers, body = await busy.answer()
         assert (headers[b"connection"], body) == (b"close", b"whole")
         assert await busy.reader.read() == b""
+        await closing

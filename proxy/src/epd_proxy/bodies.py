@@ -12,6 +12,8 @@ from .server import Request
 
 # A client that sends one byte now and then is never idle, so its average counts too; no network in use is as slow.
 _SLOWEST_BYTES_PER_S = 4096
+# So much of an announced body is waited for at once.
+_PIECE_BYTES = 256 * 1024
 # So much is decompressed at once: it takes about a millisecond.
 _INFLATED_BYTES = 256 * 1024
 # zlib's window bits: with gzip's header, and with deflate's.
@@ -94,10 +96,13 @@ class Bodies:
 
     async def _next_piece(self, request: Request, received_bytes: int, started: float) -> bytes:
         credit_s = self._idle_s + received_bytes / _SLOWEST_BYTES_PER_S - (time.monotonic() - started)
+        least_bytes = max(1, min(request.content_length - received_bytes, _PIECE_BYTES))
         try:
             async with asyncio.timeout(min(self._idle_s, credit_s)):
-                return await request.more()
+                return await request.more(least_bytes)
         except TimeoutError as error:
+            if credit_s > self._idle_s and (piece := request.take()):
+                return piece  # not so much as was waited for, but the client is not idle
             raise BodyTooSlowError(f"the body did not come in time, {received_bytes} bytes of it did") from error
 
     def _grow(self, share: Share, size_bytes: int) -> None:

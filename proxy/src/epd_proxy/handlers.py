@@ -51,8 +51,8 @@ class Handlers:
         self._tenant_headers = tuple(name.lower() for name in config.items.tenant_headers)
         self._split_by = plan.Handshake(config.handshake.name)
         self._balance = config.balance
-        self._admission = Admission(config.admission, lambda reason: metrics.refusals.labels(reason).inc())
-        metrics.watch_admission(lambda: self._admission.running, lambda: self._admission.queued)
+        self.admission = Admission(config.admission, lambda reason: metrics.refusals.labels(reason).inc())
+        metrics.watch_admission(lambda: self.admission.running, lambda: self.admission.queued)
         self._write_idle_s = config.timeouts.write_idle_s
         self.bodies = Bodies(config.limits, config.timeouts.body_idle_s)
         self._stages = stages  # live: instances come and go
@@ -80,15 +80,23 @@ class Handlers:
                 await asyncio.wait(late, timeout=1)
 
     def _inference(self, api: protocol.Api) -> Handler:
-        async def infer(request: Request, record: AccessRecord) -> Response | None:
-            # The body is given up when the answer has begun: a stream may go on for long, and others need the memory.
-            with self.bodies.share() as share:
-                body = await self.bodies.read(request, share)
-                answer = await self._open(api, request, body, record)
-                del body
-            return await self.send(answer, request, record, api.stream_end)
+        admission, bodies = self.admission, self.bodies
 
-        return self.served(self.in_turn(infer))
+        async def infer(request: Request, record: AccessRecord) -> Response | None:
+            if not admission.try_enter():
+                await admission.enter()
+            try:
+                # The body is given up when the answer has begun: a stream may go on for long, and others need the
+                # memory.
+                with bodies.share() as share:
+                    body = await bodies.read(request, share)
+                    answer = await self._open(api, request, body, record)
+                    del body
+                return await self.send(answer, request, record, api.stream_end)
+            finally:
+                admission.leave()
+
+        return self.served(infer)
 
     def send(
         self, answer: Answer, request: Request, record: AccessRecord, stream_end: bytes = b""
@@ -100,6 +108,9 @@ class Handlers:
 
     async def _open(self, api: protocol.Api, request: Request, body: bytes, record: AccessRecord) -> Answer:
         record.bytes_in = len(body)
+        tenant = protocol.tenant_of(request.headers, self._tenant_headers)
+        parse = partial(protocol.parse_request, api, body, items_max=self._items_max, key=self._item_key, tenant=tenant)
+        parsed = await asyncio.to_thread(parse) if is_large(len(body)) else parse()
         _note(parsed, record)
         build = partial(plan.build, parsed, self._stages, self._split_by)
         planned = await asyncio.to_thread(build) if is_large(len(body)) else build()
@@ -116,20 +127,6 @@ class Handlers:
         """Return the client's headers that go to every stage."""
         headers = protocol.forwarded_headers(request.header_lines, request.headers.get("connection", ""))
         return self._backend_key.replace_in(headers) if self._backend_key else headers
-
-    def in_turn(self, work: Work) -> Work:
-        """Return ``work`` done when it is its turn. That raises :class:`ProxyError` when too many others wait."""
-        admission = self._admission
-
-        async def do(request: Request, record: AccessRecord) -> Response | None:
-            if not admission.try_enter():
-                await admission.enter()
-            try:
-                return await work(request, record)
-            finally:
-                admission.leave()
-
-        return do
 
     def served(self, work: Work) -> Handler:
         """Return a handler that lets the client in, answers with what ``work`` gives or an error, logs and counts."""

@@ -26,7 +26,6 @@ class Passing:
         self._handlers = handlers
         self._forwarding = forwarding
         self._first_byte_s = first_byte_s
-        self._forward_in_turn = handlers.in_turn(self._forward)
 
     def add_routes(self, routes: Routes) -> None:
         """Add the paths."""
@@ -43,7 +42,13 @@ class Passing:
 
     async def _pass_on(self, request: Request, record: AccessRecord) -> Response | None:
         _check(request)
-        return await self._forward_in_turn(request, record)
+        admission = self._handlers.admission
+        if not admission.try_enter():
+            await admission.enter()
+        try:
+            return await self._forward(request, record)
+        finally:
+            admission.leave()
 
     async def _forward(self, request: Request, record: AccessRecord) -> Response | None:
         with self._handlers.bodies.share() as share:

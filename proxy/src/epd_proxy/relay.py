@@ -71,17 +71,18 @@ async def send_answer(
             events = _Events(upstream, request, headers, record, metrics=metrics, write_idle_s=write_idle_s,
                              end=stream_end)  # fmt: skip
             await events.run()
-            return None
-        answer.close()  # the instance is done; how long the client takes is no load of its
-        whole = whole or b""
-        record.first_byte_s = record.first_byte_s or record.elapsed_s()
-        if len(whole) <= _PIECE_BYTES or request.method == "HEAD":
-            record.bytes_out = len(whole)
-            return Response(upstream.status, whole, headers)
-        await _send_large(whole, request.stream(upstream.status, headers, len(whole)), record, write_idle_s)
-        return None
     finally:
-        answer.close()
+        answer.close()  # a whole one too: the instance is done, and how long the client takes is no load of its
+    if whole is None and request.method != "HEAD":
+        return None
+    whole = whole or b""
+    if not record.first_byte_s:
+        record.first_byte_s = record.elapsed_s()
+    if len(whole) <= _PIECE_BYTES or request.method == "HEAD":
+        record.bytes_out = len(whole)
+        return Response(upstream.status, whole, headers)
+    await _send_large(whole, request.stream(upstream.status, headers, len(whole)), record, write_idle_s)
+    return None
 
 
 async def _send_large(body: bytes, stream: Stream, record: AccessRecord, write_idle_s: float) -> None:

@@ -63,7 +63,9 @@ class Status:
             + "".join(_row("td", _cells(each)) for pool in self._pools.values() for each in pool.endpoints),
             version=escape(__version__),
         )
-        return Response(200, page.encode(), [("Content-Type", "text/html; charset=utf-8"), ("Cache-Control", "no-store")])
+        return Response(
+            200, page.encode(), [("Content-Type", "text/html; charset=utf-8"), ("Cache-Control", "no-store")]
+        )
 
     def _reasons(self) -> list[str]:
         """Return why requests cannot be served now, one sentence each."""

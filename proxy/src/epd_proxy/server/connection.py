@@ -10,7 +10,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from ..errors import InvalidRequestError
 from .request import Request
-from .response import Headers, Response, has_body
+from .response import Headers, Response
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 _HEAD_MAX_BYTES = 64 * 1024
 _HEADERS_MAX = 256
+_NO_CONTENT = 204  # and no length either (RFC 9110, 8.6)
 # Behind the one that is answered. No browser sends requests so, and what is read at once is 256 KiB at the most.
 _PIPELINED_MAX = 64
 
@@ -27,7 +28,7 @@ _PIPELINED_MAX = 64
 class ClientConnection(asyncio.Protocol):
     """Reads and answers. ``deadline`` (the loop's time) is when it is closed unless something happens before.
 
-    ``full``: the client does not take its answer as fast as it is written.
+    ``full``: the client does not take its answer as fast as it is written. ``reading_paused``: it has to wait itself.
     """
 
     def __init__(self, listener: "Listener") -> None:
@@ -50,7 +51,7 @@ class ClientConnection(asyncio.Protocol):
         self._begun = False  # something of the answer was written
         self._last = False  # the connection closes after this answer
         self._lingering = False
-        self._reading_paused = False
+        self.reading_paused = False
         self.full = False
         self._drained: asyncio.Future[None] | None = None
 
@@ -163,8 +164,7 @@ class ClientConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """The request is all here."""
         if self._coming:
-            self._coming.complete = True
-            self._coming.wake()
+            self._coming.end()
             self._coming = None
         if self._lingering:
             self.close_after_write()
@@ -177,8 +177,8 @@ class ClientConnection(asyncio.Protocol):
 
     def resume_reading(self) -> None:
         """There is room again, unless other requests wait here already."""
-        if self._reading_paused and not self._waiting:
-            self._reading_paused = False
+        if self.reading_paused and not self._waiting:
+            self.reading_paused = False
             if self.transport and not self.transport.is_closing():
                 self.transport.resume_reading()
 
@@ -262,11 +262,11 @@ class ClientConnection(asyncio.Protocol):
     def _write_whole(self, request: Request, response: Response) -> None:
         body, status = response.body, response.status
         framing = self._persistence(request)
-        if status != 204:
+        if status != _NO_CONTENT:
             framing = f"Content-Length: {len(body)}\r\n{framing}"
         head = self._listener.write_head(request, status, response.headers, framing)
         self._begun = True
-        self.write(head + body if has_body(request.method, status) else head)
+        self.write(head if request.method == "HEAD" else head + body)
 
     def _persistence(self, request: Request) -> str:
         """Decide whether the connection goes on after this answer, and return the header that says so."""
@@ -337,6 +337,6 @@ class ClientConnection(asyncio.Protocol):
             self.data_received(rest)
 
     def _pause_reading(self) -> None:
-        if self.transport and not self._reading_paused:
-            self._reading_paused = True
+        if self.transport and not self.reading_paused:
+            self.reading_paused = True
             self.transport.pause_reading()

@@ -46,8 +46,7 @@ class Listener:
         self.draining = False
         self._tls = tls
         self._mark = mark
-        self._server = [("Server", server)] if server else []
-        self._heads = Heads()
+        self._heads = Heads(server)
         self._listening: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -75,18 +74,21 @@ class Listener:
         self._sweeping = loop.call_later(_SWEEP_S, self._sweep)
 
     def stop(self) -> None:
-        """Take no new connections, close the idle ones, and the others after what they have under way."""
+        """Take no new connections, and close those there are after their next answer.
+
+        Idle ones stay: who has just sent a request over one would have to find out whether it was seen.
+        """
         self.draining = True
         if self._listening:
             self._listening.close()
-        for connection in list(self.connections):
-            connection.close_idle()
 
     async def close(self, grace_s: float = 1.0) -> None:
-        """Stop, let clients take what was written for ``grace_s``, and close every connection."""
+        """Stop, and close every connection: the idle ones now, the others when ``grace_s`` is up at the latest."""
         self.stop()
         if self._sweeping:
             self._sweeping.cancel()
+        for connection in list(self.connections):
+            connection.close_idle()
         for _ in range(round(grace_s / _LOOK_S)):
             if not self.connections:
                 break
@@ -99,7 +101,7 @@ class Listener:
         """Return a response's head."""
         if request and self._mark:
             headers = headers + self._mark(request)
-        return self._heads.write(status, headers + self._server, framing)
+        return self._heads.write(status, headers, framing)
 
     def refuse(self, status: int, why: str) -> Response:
         """Return the answer to what no handler can answer."""

@@ -23,9 +23,9 @@ class Request:
     case. ``complete``: all of the body is here.
     """
 
-    __slots__ = ("_awaits_continue", "_connection", "_fault", "_held_bytes", "_pieces", "_waiter", "complete",
-                 "content_length", "header_lines", "headers", "keep_alive", "method", "path", "route", "target",
-                 "version")  # fmt: skip
+    __slots__ = ("_awaits_continue", "_connection", "_fault", "_held_bytes", "_least_bytes", "_pieces", "_waiter",
+                 "complete", "content_length", "header_lines", "headers", "keep_alive", "method", "path", "route",
+                 "target", "version")  # fmt: skip
 
     def __init__(self, connection: "ClientConnection", method: str, target: str, lines: Headers, *,
                  version: str, keep_alive: bool) -> None:  # fmt: skip
@@ -46,6 +46,7 @@ class Request:
         self._awaits_continue = "expect" in headers and headers["expect"].lower() == "100-continue"
         self._pieces: list[bytes] = []
         self._held_bytes = 0
+        self._least_bytes = 1
         self._waiter: asyncio.Future[None] | None = None
         self._fault: InvalidRequestError | None = None
 
@@ -72,15 +73,18 @@ class Request:
         if not pieces:
             return b""
         self._pieces, self._held_bytes = [], 0
-        self._connection.resume_reading()
+        if self._connection.reading_paused:
+            self._connection.resume_reading()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def more(self) -> bytes:
+    async def more(self, least_bytes: int = 1) -> bytes:
         """Wait for more of the body and return it, at its end nothing. Raises :class:`InvalidRequestError`.
 
-        A client that asked to be told so is now told to send it.
+        Less than ``least_bytes`` is returned at the end only, since to be woken for each piece takes time; they are
+        :data:`HELD_MAX_BYTES` at most. A client that asked to be told so is now told to send it.
         """
-        while not self._pieces and not self.complete:
+        self._least_bytes = least_bytes
+        while self._held_bytes < least_bytes and not self.complete:
             if self._fault:
                 raise self._fault
             if self._awaits_continue:
@@ -120,8 +124,15 @@ class Request:
         self._pieces.append(piece)
         self._held_bytes += len(piece)
         self._awaits_continue = False
-        self.wake()
+        if self._waiter and self._held_bytes >= self._least_bytes:
+            self.wake()
         return self._held_bytes < HELD_MAX_BYTES
+
+    def end(self) -> None:
+        """The body is all here."""
+        self.complete = True
+        if self._waiter:
+            self.wake()
 
     def fail(self, fault: InvalidRequestError) -> None:
         """The rest of the body will not come."""

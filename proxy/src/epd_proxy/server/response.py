@@ -7,10 +7,6 @@ from http import HTTPStatus
 
 Headers = list[tuple[str, str]]
 
-_REASONS = {status.value: status.phrase for status in HTTPStatus}
-# They have no body, whatever a handler says (RFC 9110, 15.3.5 and 15.4.5).
-_BODILESS = frozenset((204, 304))
-
 
 class Response:
     """A whole answer. The server adds length, date, and what the connection needs."""
@@ -27,11 +23,13 @@ class Response:
 
 
 class Heads:
-    """Writes responses' heads; remembers the current second's date."""
+    """Writes responses' heads. ``server`` is what they say of who made them."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: str) -> None:
+        self._server = f"Server: {server}\r\n" if server else ""
         self._second = 0
-        self._date = ""
+        self._common = ""
+        self._starts = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 
     def write(self, status: int, headers: Headers, framing: str) -> bytes:
         """Return a head. ``framing`` are the lines that say where the body ends, each with its end.
@@ -41,15 +39,10 @@ class Heads:
         """
         second = int(time.time())
         if second != self._second:
-            self._second, self._date = second, formatdate(second, usegmt=True)
-        lines = [f"{name}: {value}\r\n" for name, value in headers]
-        text = "".join(lines)
-        if text.count("\n") != len(lines) or text.count("\r") != len(lines) or "\0" in text:
+            self._second = second
+            self._common = f"{self._server}Date: {formatdate(second, usegmt=True)}\r\n"
+        text = "".join([f"{name}: {value}\r\n" for name, value in headers])
+        if text.count("\n") != len(headers) or text.count("\r") != len(headers) or "\0" in text:
             raise ValueError("a header holds a control character")
-        head = f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n{text}Date: {self._date}\r\n{framing}\r\n"
-        return head.encode("utf-8", "surrogateescape")
-
-
-def has_body(method: str, status: int) -> bool:
-    """Whether the answer to such a request has a body."""
-    return method != "HEAD" and status not in _BODILESS
+        start = self._starts.get(status) or f"HTTP/1.1 {status} \r\n"
+        return f"{start}{text}{self._common}{framing}\r\n".encode("utf-8", "surrogateescape")

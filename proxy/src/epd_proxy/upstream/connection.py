@@ -100,11 +100,15 @@ class Connection(asyncio.Protocol):
                 self._transport.write(head)
                 await self._send_pieces(memoryview(body))
             while not self._pieces and not self.complete:
-                await self._wait()
+                if self._fault:
+                    raise self._fault
+                self._waiter = self._loop.create_future()
+                await self._waiter
         except BaseException:
             self.abort()
             raise
         finally:
+            self._waiter = None
             self._deadline = math.inf
 
     async def read(self, pause_s: float) -> bytes:
