@@ -8,10 +8,10 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 # All that is on by default: metrics, access log, health probes, names of items, the table of known items.
-OURS = f"{sys.executable} -m epd_proxy --host 127.0.0.1 --port {{port}} --encode {{encode}} --prefill-decode {{pd}}"
+OURS = "-m epd_proxy --host 127.0.0.1 --port {port} --encode {encode} --prefill-decode {pd}"
 # Each request goes to the encoder, as with pictures that were never seen.
 UNKNOWN = f"{OURS} --known-items-ttl-s 0"
+# The interpreter of the image, where this machine has it, is Debian's; how one was built makes a fifth of the speed.
+PYTHON = Path("/usr/bin/python3")
 NEEDED = {
     "nginx": "the fake backends: apt-get install nginx-light",
     "wrk": "the load: apt-get install wrk",
@@ -36,6 +38,8 @@ def main() -> int:
     parser.add_argument("--bench", type=Path, default=ROOT.parent / "shared" / "bench" / "proxy_bench.py")
     parser.add_argument("--seconds", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--python", type=Path, default=PYTHON if version_of(PYTHON)[:2] == sys.version_info[:2] else
+                        Path(sys.executable), help="the proxy's interpreter, of this version")  # fmt: skip
     args = parser.parse_args()
     missing = [f"{name} ({why})" for name, why in NEEDED.items() if shutil.which(name) is None]
     if not args.bench.is_file():
@@ -43,19 +47,30 @@ def main() -> int:
     if missing:
         print("FAIL: needed and not found:", *missing, sep="\n  - ", file=sys.stderr)
         return 1
-    measured = measure(args.bench, args.seconds, args.rounds)
-    text = table(measured, args.seconds, args.rounds)
+    measured = measure(args.bench, args.python, args.seconds, args.rounds)
+    text = table(measured, args.python, args.seconds, args.rounds)
     print(text)
     write(text)
     return 0
 
 
-def measure(bench: Path, seconds: int, rounds: int) -> dict[str, dict[str, dict[str, Any]]]:
+def version_of(python: Path) -> tuple[int, ...]:
+    """Return an interpreter's version; nothing where there is none."""
+    if not python.is_file():
+        return ()
+    shown = subprocess.run([python, "-c", "import platform; print(platform.python_version())"], check=True,
+                           stdout=subprocess.PIPE, text=True).stdout  # fmt: skip
+    return tuple(int(number) for number in shown.split("."))
+
+
+def measure(bench: Path, python: Path, seconds: int, rounds: int) -> dict[str, dict[str, dict[str, Any]]]:
     """Run the yardstick; return its numbers by proxy and scenario."""
-    command = [sys.executable, str(bench), "--seconds", str(seconds), "--rounds", str(rounds),
-               f"ascend-epd={OURS}", f"ascend-epd, known items off={UNKNOWN}", "vllm-router=vllm-router"]  # fmt: skip
-    environ = {**os.environ, "PYTHONPATH": str(ROOT / "proxy" / "src")}
-    ended = subprocess.run(command, env=environ, check=True, stdout=subprocess.PIPE, text=True)
+    path = f"{ROOT / 'proxy' / 'src'}:{sysconfig.get_path('purelib')}"
+    ours = [f"{name}=env PYTHONPATH={path} {python} {command}"
+            for name, command in (("ascend-epd", OURS), ("ascend-epd, known items off", UNKNOWN))]  # fmt: skip
+    command = [sys.executable, str(bench), "--seconds", str(seconds), "--rounds", str(rounds), *ours,
+               "vllm-router=vllm-router"]  # fmt: skip
+    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for line in map(json.loads, ended.stdout.splitlines()):
         if "scenario" in line:
@@ -63,11 +78,12 @@ def measure(bench: Path, seconds: int, rounds: int) -> dict[str, dict[str, dict[
     return found
 
 
-def table(measured: dict[str, dict[str, dict[str, Any]]], seconds: int, rounds: int) -> str:
+def table(measured: dict[str, dict[str, dict[str, Any]]], python: Path, seconds: int, rounds: int) -> str:
     """Return the numbers as Markdown, the ratios to the last proxy with them."""
     peer = measured[list(measured)[-1]]
     lines = [
-        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Python {platform.python_version()}, {os.cpu_count()} cores, "
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Python {'.'.join(map(str, version_of(python)))}"
+        f"{' of Debian' if python == PYTHON else ''}, {os.cpu_count()} cores, "
         f"medians of {rounds} rounds of {seconds} s; in brackets the ratio to vllm-router.",
         "",
         "| | text req/s | mm req/s (170 kB image) | CPU per streamed chunk | added delay p50 / p99 | failed |",

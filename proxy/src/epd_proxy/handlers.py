@@ -51,12 +51,13 @@ class Handlers:
         self._tenant_headers = tuple(name.lower() for name in config.items.tenant_headers)
         self._split_by = plan.Handshake(config.handshake.name)
         self._balance = config.balance
-        self.admission = Admission(config.admission, lambda reason: metrics.refusals.labels(reason).inc())
+        self.admission = Admission(config.admission, lambda reason: metrics.refusals[reason,].inc())
         metrics.watch_admission(lambda: self.admission.running, lambda: self.admission.queued)
         self._write_idle_s = config.timeouts.write_idle_s
         self.bodies = Bodies(config.limits, config.timeouts.body_idle_s)
         self._stages = stages  # live: instances come and go
-        self._running: set[asyncio.Task[object]] = set()
+        self._running: set[Request] = set()
+        self._emptied: asyncio.Future[None] | None = None
         self.draining = False
 
     def __repr__(self) -> str:
@@ -70,14 +71,16 @@ class Handlers:
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests, wait for the running ones, and end those that are left after ``timeout_s``."""
         self.draining = True
-        if self._running:
-            log.info("waiting up to %.0f s for %d requests to end", timeout_s, len(self._running))
-            _, late = await asyncio.wait(self._running, timeout=timeout_s)
-            for task in late:
-                task.cancel()
-            if late:
-                log.warning("%d requests did not end within %.0f s and were closed", len(late), timeout_s)
-                await asyncio.wait(late, timeout=1)
+        if not self._running:
+            return
+        log.info("waiting up to %.0f s for %d requests to end", timeout_s, len(self._running))
+        self._emptied = asyncio.get_running_loop().create_future()
+        await asyncio.wait((self._emptied,), timeout=timeout_s)
+        if late := list(self._running):
+            log.warning("%d requests did not end within %.0f s and were closed", len(late), timeout_s)
+            for request in late:
+                request.cancel()
+            await asyncio.wait((self._emptied,), timeout=1)
 
     def _inference(self, api: protocol.Api) -> Handler:
         admission, bodies = self.admission, self.bodies
@@ -143,10 +146,7 @@ class Handlers:
         return trace
 
     async def _serve(self, request: Request, record: AccessRecord, work: Work) -> Response | None:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a handler runs in a task")
-        self._running.add(task)
+        self._running.add(request)
         try:
             if self.draining:
                 raise UnavailableError("the proxy is shutting down")
@@ -163,7 +163,9 @@ class Handlers:
             log.exception("request %s failed", record.request_id)
             return _answer_error(ProxyError("the proxy failed to serve the request"), record)
         finally:
-            self._running.discard(task)
+            self._running.discard(request)
+            if self._emptied and not self._running and not self._emptied.done():
+                self._emptied.set_result(None)
             self._count(request, record)
 
     def _admit(self, guard: Guard, request: Request, record: AccessRecord) -> None:
@@ -172,10 +174,10 @@ class Handlers:
 
     def _count(self, request: Request, record: AccessRecord) -> None:
         route, metrics = request.route, self._metrics
-        metrics.requests.labels(route, str(record.status)).inc()
-        metrics.request_seconds.labels(route).observe(record.elapsed_s())
+        metrics.requests[route, str(record.status)].inc()
+        metrics.request_seconds[route,].observe(record.elapsed_s())
         if record.first_byte_s:
-            metrics.first_byte_seconds.labels(route).observe(record.first_byte_s)
+            metrics.first_byte_seconds[route,].observe(record.first_byte_s)
         log_access(record)
 
     def refuse(self, request: Request, error: ProxyError) -> Response:
@@ -197,8 +199,8 @@ def _open_record(request: Request) -> AccessRecord:
 
 
 def _note(parsed: protocol.InferenceRequest, record: AccessRecord) -> None:
-    if parsed.model:
-        record.model = parsed.model
+    if model := parsed.model:
+        record.model = model
     if parsed.stream:
         record.stream = True
     if parsed.items:

@@ -4,7 +4,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -68,18 +68,15 @@ class Spread:
 _Front = TypeVar("_Front", Count, Spread)
 
 
-class Labelled(Generic[_Front]):
-    """A metric with labels: one front for each set of their values."""
+class Labelled(dict[tuple[str, ...], _Front]):
+    """A metric with labels: one front for each set of their values, made when it is first asked for."""
 
     def __init__(self, make: Callable[[tuple[str, ...]], _Front]) -> None:
+        super().__init__()
         self._make: Callable[[tuple[str, ...]], _Front] = make
-        self._fronts: dict[tuple[str, ...], _Front] = {}
 
-    def labels(self, *values: str) -> _Front:
-        """Return the metric for these label values."""
-        front = self._fronts.get(values)
-        if front is None:
-            front = self._fronts[values] = self._make(values)
+    def __missing__(self, values: tuple[str, ...]) -> _Front:
+        front = self[values] = self._make(values)
         return front
 
 

@@ -157,11 +157,11 @@ class _Events:
     def _count(self) -> None:
         """Count how evenly the events came: a piece is one of them, as long as they are taken as they come."""
         route, record = self._route, self._record  # not the path itself: clients choose that
-        self._metrics.first_token_seconds.labels(route).observe(record.first_byte_s)
+        self._metrics.first_token_seconds[route,].observe(record.first_byte_s)
         if self._pieces > 1:
             mean_s = (self._came - record.started - record.first_byte_s) / (self._pieces - 1)
-            self._metrics.token_seconds.labels(route).observe(max(0.0, mean_s))
-            self._metrics.token_seconds_max.labels(route).observe(self._longest_s)
+            self._metrics.token_seconds[route,].observe(max(0.0, mean_s))
+            self._metrics.token_seconds_max[route,].observe(self._longest_s)
 
     def _check_end(self) -> None:
         """A backend may close its side in good order and yet be in the midst of an answer."""

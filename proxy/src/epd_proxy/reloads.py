@@ -69,11 +69,11 @@ class Reloads:
                 watched.apply(value)
                 watched.value = value
                 log.info("%s: the changed file is in use", watched.what)
-                self._metrics.reloads.labels(watched.what, "applied").inc()
+                self._metrics.reloads[watched.what, "applied"].inc()
             self._metrics.file_in_use.labels(watched.what).set(1)
         except ConfigError as error:
             log.error("%s: the changed file is not used, what was before stays: %s", watched.what, error)
-            self._metrics.reloads.labels(watched.what, "refused").inc()
+            self._metrics.reloads[watched.what, "refused"].inc()
             self._metrics.file_in_use.labels(watched.what).set(0)
 
 

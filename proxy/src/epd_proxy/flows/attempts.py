@@ -106,17 +106,17 @@ async def try_endpoints(
             answer.close()
             if not isinstance(error, ProxyError):
                 raise
-            stages.metrics.attempts.labels(pool.stage, type(error).__name__).inc()
+            stages.metrics.attempts[pool.stage, type(error).__name__].inc()
             log.info("%s of request %s failed at %s: %s", pool.stage, record.request_id, tried[-1].url, error.detail)
             if not retried(error) or len(tried) >= (attempts_max or stages.config.retry.max_attempts):
                 raise _final(error) from error
             await asyncio.sleep(stages.config.retry.delay_s * 2 ** (len(tried) - 1))
             if not pool.has_untried(tried):
                 raise _final(error) from error
-            stages.metrics.retries.labels(pool.stage).inc()
+            stages.metrics.retries[pool.stage,].inc()
         else:
-            stages.metrics.stage_seconds.labels(pool.stage).observe(time.monotonic() - started)
-            stages.metrics.attempts.labels(pool.stage, "ok").inc()
+            stages.metrics.stage_seconds[pool.stage,].observe(time.monotonic() - started)
+            stages.metrics.attempts[pool.stage, "ok"].inc()
             return answer
 
 

@@ -85,7 +85,7 @@ class EncodeFanout:
         return True
 
     def _count(self, item: MediaItem, outcome: str) -> None:
-        self._stages.metrics.items.labels(item.modality, outcome).inc()
+        self._stages.metrics.items[item.modality, outcome].inc()
 
     async def _send(self, job: Job, item: MediaItem, index: int) -> None:
         if self._pool is None:

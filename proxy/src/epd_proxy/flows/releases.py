@@ -57,7 +57,7 @@ async def release(stages: Stages, abandoned: Abandoned) -> None:
                     abandoned.decode.url)  # fmt: skip
     finally:
         abandoned.ticket.close()
-        stages.metrics.releases.labels(outcome).inc()
+        stages.metrics.releases[outcome,].inc()
 
 
 async def _release(stages: Stages, abandoned: Abandoned) -> str:

@@ -41,7 +41,7 @@ def _chat_parts(document: dict[str, Any]) -> Iterator[Part]:
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         content = message.get("content") if isinstance(message, dict) else None
         for number, part in enumerate(content if isinstance(content, list) else ()):
-            if isinstance(part, dict):
+            if isinstance(part, dict) and (part.get("type") != "text" or "uuid" in part):  # most are just text
                 yield f"messages[{index}].content[{number}]", part
 
 
@@ -59,9 +59,12 @@ def _chat_chars(document: dict[str, Any]) -> int:
 
 
 def _parts_chars(content: object) -> int:
-    parts = content if isinstance(content, list) else ()
-    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
-    return sum(len(text) for text in texts if isinstance(text, str))
+    chars = 0
+    for part in content if isinstance(content, list) else ():
+        text = part.get("text") if isinstance(part, dict) else part
+        if isinstance(text, str):
+            chars += len(text)
+    return chars
 
 
 def _prompt_chars(document: dict[str, Any]) -> int:

@@ -71,8 +71,6 @@ def find_items(parts: Iterable[Part], namer: Namer, inline: Inline | None) -> It
     :class:`CutWronglyError` where what was cut out is not base64 to the letter.
     """
     for where, part in parts:
-        if part.get("type") == "text" and part.get("uuid") is None:
-            continue  # most are
         if item := _read_part(part, where, namer, inline):
             yield item
 

@@ -1,7 +1,8 @@
 """The only package that listens: an HTTP/1.1 server of its own, on httptools, as little as the proxy needs.
 
-``connection`` reads requests off one connection and answers them in turn, ``request`` is what a handler gets,
-``response`` what it gives back, ``routes`` says which handler it is, ``listener`` owns the sockets and the time-outs.
+``reading`` makes requests of what comes over a connection, ``connection`` answers them in turn, ``request`` is what a
+handler gets, ``response`` and ``stream`` what it gives back, ``routes`` says which handler it is, ``listener`` owns the
+sockets and the time-outs.
 """
 
 from .listener import Listener, Waits

@@ -6,9 +6,8 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-
 from ..errors import InvalidRequestError
+from .reading import RequestReader
 from .request import Request
 from .response import Headers, Response
 from .stream import Stream
@@ -18,41 +17,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_HEAD_MAX_BYTES = 64 * 1024
-_HEADERS_MAX = 256
 _NO_CONTENT = 204  # and no length either (RFC 9110, 8.6)
 # Behind the one that is answered. No browser sends requests so, and what is read at once is 256 KiB at the most.
 _PIPELINED_MAX = 64
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(RequestReader):
     """Reads and answers. ``deadline`` (the loop's time) is when it is closed unless something happens before.
 
-    ``full``: the client does not take its answer as fast as it is written. ``reading_paused``: it has to wait itself.
+    ``full``: the client does not take its answer as fast as it is written.
     """
 
     def __init__(self, listener: "Listener") -> None:
+        super().__init__()
         self.deadline = math.inf
         self.remote = ""
+        self.full = False
         self._listener = listener
         self._loop = listener.loop
-        self.transport: asyncio.Transport | None = None
-        self._parser = HttpRequestParser(self)
-        self._target = b""
-        self._headers: list[tuple[str, str]] = []
-        self._head_bytes = 0
-        self._within_head = False
-        self._coming: Request | None = None  # of which the body is on its way
         self._answering: Request | None = None
-        self._bodiless: Request | None = None  # of which the parser leaves out the body
-        self._resumed: Request | None = None
         self._waiting: deque[Request] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._wanted: asyncio.Future[None] | None = None  # by the task, which has nothing to do
         self._begun = False  # something of the answer was written
-        self._last = False  # the connection closes after this answer
-        self._lingering = False
-        self.reading_paused = False
-        self.full = False
         self._drained: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -79,22 +66,6 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = self._loop.time() + self._listener.waits.head_s
         self._listener.connections.add(self)
 
-    def data_received(self, data: bytes) -> None:
-        """Parse what came; a whole head starts its handler."""
-        if self._last and self._coming is None:
-            return  # of a further request, which is not answered
-        try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade as upgrade:
-            self._read_on(data[upgrade.args[0] :])
-        except HttpParserError as error:
-            self._refuse(400, f"the request is not valid HTTP: {error}")
-        else:
-            if self._within_head:
-                self._head_bytes += len(data)
-                if self._head_bytes > _HEAD_MAX_BYTES:
-                    self._refuse(431, "the request's head is too large")
-
     def pause_writing(self) -> None:
         """See ``full``."""
         self.full = True
@@ -114,73 +85,52 @@ class ClientConnection(asyncio.Protocol):
         if self._task:
             self._task.cancel()
 
-    # What the parser calls.
+    # What the reading half calls.
 
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        if self._resumed:
-            return
-        if self._last or len(self._waiting) >= _PIPELINED_MAX:
+    def begin_head(self) -> None:
+        """See :class:`RequestReader`."""
+        if self.last or len(self._waiting) >= _PIPELINED_MAX:
             raise ValueError("a request too many")
-        self._target, self._headers, self._head_bytes, self._within_head = b"", [], 0, True
         if self._answering is None:
             self.deadline = self._loop.time() + self._listener.waits.head_s
 
-    def on_url(self, part: bytes) -> None:
-        """Note the target, which comes in parts where it is long."""
-        self._target += part
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Note a header; trailers are dropped."""
-        if self._within_head:
-            self._headers.append((name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape")))
-
-    def on_headers_complete(self) -> None:
+    def take_in(self, request: Request) -> None:
         """Have the request handled, now or after those before it."""
-        if self._resumed:
-            self._coming, self._resumed = self._resumed, None
-            return
-        if len(self._headers) > _HEADERS_MAX:
-            raise ValueError("too many headers")
-        parser = self._parser
-        self._within_head = False
-        self._coming = request = Request(
-            self, parser.get_method().decode(), self._target.decode("ascii", "replace"), self._headers,
-            version=parser.get_http_version(), keep_alive=parser.should_keep_alive(),
-        )  # fmt: skip
-        if parser.should_upgrade():
-            self._note_upgrade(request)
         if self._answering is None:
             self._begin(request)
         else:
             self._waiting.append(request)
-            self._pause_reading()
+            self.pause_reading()
 
-    def on_body(self, piece: bytes) -> None:
-        """Give a piece to the request."""
-        if self._coming and not self._lingering and not self._coming.add(piece):
-            self._pause_reading()
+    def resume_reading(self) -> None:
+        """There is room again, unless other requests wait here already."""
+        if not self._waiting:
+            super().resume_reading()
 
-    def on_message_complete(self) -> None:
-        """The request is all here."""
+    def refuse(self, status: int, why: str) -> None:
+        """Tell why nothing more is answered here, unless an answer is under way, and close."""
+        self.last = True
+        self._within_head = False
         if self._coming:
-            self._coming.end()
+            self._coming.fail(InvalidRequestError(why))
             self._coming = None
-        if self._lingering:
-            self.close_after_write()
+        if self._begun or (self._answering and status < 500):
+            return  # to be told by its handler, or by the answer's end
+        if self.transport:
+            response = self._listener.refuse(status, why)
+            framing = f"Content-Length: {len(response.body)}\r\nConnection: close\r\n"
+            self.write(self._listener.write_head(None, status, response.headers, framing) + response.body)
+            self._linger()
+
+    def end_lingering(self) -> None:
+        """See :class:`RequestReader`."""
+        self.close_after_write()
 
     # What requests and streams do with it.
 
     def transport_info(self, name: str) -> Any:
         """Return what the transport knows."""
         return self.transport.get_extra_info(name) if self.transport else None
-
-    def resume_reading(self) -> None:
-        """There is room again, unless other requests wait here already."""
-        if self.reading_paused and not self._waiting:
-            self.reading_paused = False
-            if self.transport and not self.transport.is_closing():
-                self.transport.resume_reading()
 
     def begin_stream(self, request: Request, status: int, headers: Headers, length: int | None) -> Stream:
         """Write a head; the body follows."""
@@ -189,7 +139,7 @@ class ClientConnection(asyncio.Protocol):
         if length is not None:
             framing = f"Content-Length: {length}\r\n"
         elif not chunked:
-            self._last = True
+            self.last = True
         self._begun = True
         self.write(self._listener.write_head(request, status, headers, framing + self._persistence(request)))
         return Stream(self, chunked=chunked)
@@ -218,10 +168,15 @@ class ClientConnection(asyncio.Protocol):
 
     def close_after_write(self) -> None:
         """Close when the client has taken what was written, or some time later."""
-        self._last = True
+        self.last = True
         if self.transport:
             self.deadline = self._loop.time() + self._listener.waits.linger_s
             self.transport.close()
+
+    def cancel(self, request: Request) -> None:
+        """End the handler of ``request``, if it is the one under way."""
+        if self._task and self._answering is request:
+            self._task.cancel()
 
     def abort(self) -> None:
         """Close at once."""
@@ -233,7 +188,7 @@ class ClientConnection(asyncio.Protocol):
         if self.idle:
             self.close_after_write()
         else:
-            self._last = True
+            self.last = True
 
     # Inside.
 
@@ -241,23 +196,32 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = math.inf
         self._answering = request
         self._begun = False
-        self._task = self._loop.create_task(self._answer(request))
+        if self._task is None:
+            self._task = self._loop.create_task(self._answer_all())
+        elif self._wanted:
+            self._wanted.set_result(None)
+            self._wanted = None
 
-    async def _answer(self, request: Request) -> None:
-        try:
-            response = await self._listener.handle(request)
-            if response:
-                self._write_whole(request, response)
-        except asyncio.CancelledError:
-            if not self.closed:  # else what was written may still go out
-                self.abort()
-            raise
-        except Exception:
-            log.exception("%s %s failed", request.method, request.path)
-            self._refuse(500, "the proxy failed to serve the request")
-        finally:
-            self._task = None
-        self._go_on(request)
+    async def _answer_all(self) -> None:
+        """Answer one request after the other. To wake a task takes half the time of making one for each request."""
+        while True:
+            request = self._answering
+            if request is None:
+                self._wanted = self._loop.create_future()
+                await self._wanted
+                continue
+            try:
+                response = await self._listener.handle(request)
+                if response:
+                    self._write_whole(request, response)
+            except asyncio.CancelledError:
+                if not self.closed:  # else what was written may still go out
+                    self.abort()
+                raise
+            except Exception:
+                log.exception("%s %s failed", request.method, request.path)
+                self.refuse(500, "the proxy failed to serve the request")
+            self._go_on(request)
 
     def _write_whole(self, request: Request, response: Response) -> None:
         body, status = response.body, response.status
@@ -270,8 +234,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _persistence(self, request: Request) -> str:
         """Decide whether the connection goes on after this answer, and return the header that says so."""
-        self._last = self._last or not request.keep_alive or not request.complete or self._listener.draining
-        if self._last:
+        self.last = self.last or not request.keep_alive or not request.complete or self._listener.draining
+        if self.last:
             return "Connection: close\r\n"
         return "" if request.version == "1.1" else "Connection: keep-alive\r\n"
 
@@ -280,7 +244,7 @@ class ClientConnection(asyncio.Protocol):
         self._answering = None
         if self.transport is None:
             return
-        if self._last or self._listener.draining:
+        if self.last or self._listener.draining:
             if request.complete:
                 self.close_after_write()
             else:
@@ -295,48 +259,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _linger(self) -> None:
         """Drop what still comes: a close in its midst would have the client's system drop our answer."""
-        self._lingering = True
+        self.lingering = True
         self.deadline = self._loop.time() + self._listener.waits.linger_s
         if self.transport and self.transport.can_write_eof():
             self.transport.write_eof()
         self.resume_reading()
-
-    def _refuse(self, status: int, why: str) -> None:
-        """Tell why nothing more is answered here, unless an answer is under way, and close."""
-        self._last = True
-        self._within_head = False
-        if self._coming:
-            self._coming.fail(InvalidRequestError(why))
-            self._coming = None
-        if self._begun or (self._answering and status < 500):
-            return  # to be told by its handler, or by the answer's end
-        if self.transport:
-            response = self._listener.refuse(status, why)
-            framing = f"Content-Length: {len(response.body)}\r\nConnection: close\r\n"
-            self.write(self._listener.write_head(None, status, response.headers, framing) + response.body)
-            self._linger()
-
-    def _note_upgrade(self, request: Request) -> None:
-        if request.method == "CONNECT":
-            self._last = True
-        elif request.content_length or "transfer-encoding" in request.headers:
-            self._bodiless, self._coming = request, None
-
-    def _read_on(self, rest: bytes) -> None:
-        """Read ``rest`` as what it is: another protocol was offered, but none is spoken here (RFC 9110, 7.8).
-
-        httptools takes even the body for a part of that; Java's client offers HTTP/2 with every request.
-        """
-        self._parser = HttpRequestParser(self)
-        request, self._bodiless = self._bodiless, None
-        if request:
-            self._resumed = request
-            name = "transfer-encoding" if "transfer-encoding" in request.headers else "content-length"
-            rest = f"POST / HTTP/1.1\r\n{name}: {request.headers[name]}\r\n\r\n".encode() + rest
-        if rest:
-            self.data_received(rest)
-
-    def _pause_reading(self) -> None:
-        if self.transport and not self.reading_paused:
-            self.reading_paused = True
-            self.transport.pause_reading()

@@ -117,6 +117,10 @@ class Request:
         """Begin an answer that is written piece by piece, of ``length`` bytes where that is known. Not for HEAD."""
         return self._connection.begin_stream(self, status, headers, length)
 
+    def cancel(self) -> None:
+        """End its handler."""
+        self._connection.cancel(self)
+
     # What the connection does.
 
     def add(self, piece: bytes) -> bool:

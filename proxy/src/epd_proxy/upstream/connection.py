@@ -18,6 +18,8 @@ _PIECE_BYTES = 256 * 1024
 # A smaller one is copied to its head, and one buffer written.
 _JOINED_BYTES = 16 * 1024
 _CONTENT_TYPE_LENGTH = len("content-type")
+# In every answer, as nginx and uvicorn write them, and replaced by ours before the client sees it.
+_OF_NO_USE = frozenset((b"Date", b"date", b"Server", b"server"))
 
 RawHeaders = list[tuple[bytes, bytes]]
 """Names and values as they came: most are never looked at."""
@@ -221,7 +223,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Note a header; trailers are dropped."""
-        if self._headed:
+        if self._headed or name in _OF_NO_USE:
             return
         self._head.append((name, value))
         if len(name) == _CONTENT_TYPE_LENGTH and name.lower() == b"content-type":
