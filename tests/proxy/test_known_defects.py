@@ -27,6 +27,7 @@ from epd_proxy.plan import build
 from epd_proxy.pool import Pool
 from epd_proxy.protocol import CHAT as CHAT_API
 from epd_proxy.protocol import decode_body, parse_request, pending_body
+from epd_proxy.staging import Balance
 from epd_proxy.upstream import Upstream
 from fakes import instances as fake
 from fakes.instances import FakeInstance
@@ -187,6 +188,14 @@ async def test_defect_06_plain_text_spreads() -> None:
         replies = await asyncio.gather(*(stack.post(chat(text="hi")) for _ in range(40)))
         assert [r.status for r in replies] == [200] * 40
         assert [len(i.requests) for i in stack.instances] == [20, 20]
+        # And by its length: one long text outweighs many short ones.
+        for instance in stack.instances:
+            instance.default = fake.after(0.5)
+        sending = [asyncio.create_task(stack.post(chat(text=text))) for text in ("x" * 40_000, *["hi"] * 9)]
+        await stack.until(lambda: sum(i.running for i in stack.instances) == 10)
+        costs = sorted(e.active_cost for e in stack.pools["prefill_decode"].endpoints)
+        assert costs == [9 * (1 + 8), 10_000 + 8]
+        assert {(await each).status for each in sending} == {200}
 
 
 @pytest.mark.parametrize(
@@ -225,11 +234,21 @@ async def test_defect_08_the_whole_share_is_released() -> None:
 
 
 async def test_defect_10_a_dead_instance_gets_nothing() -> None:
-    async with ProxyStack(encoders=0, instances=2) as stack:
+    """Not even a try, once it is known to be dead: neither breaker nor probes have a part in that here."""
+
+    async def failed_attempts() -> list[bytes]:
+        lines = (await stack.get("/metrics")).body.splitlines()
+        return [line for line in lines if b"stage_attempts_total" in line and b'outcome="ok"' not in line]
+
+    async with ProxyStack(encoders=0, instances=2, balance=Balance(breaker_failures=0)) as stack:
         await stack.instances[0].stop()
         replies = await asyncio.gather(*(stack.post(chat()) for _ in range(40)))
         assert [(r.status, bool(r.body)) for r in replies] == [(200, True)] * 40
         assert len(stack.instances[1].requests) == 40
+        before = await failed_attempts()
+        assert len(before) == 1
+        assert [(await stack.post(chat())).status for _ in range(10)] == [200] * 10
+        assert await failed_attempts() == before
 
 
 async def test_defect_11_encoder_load_is_released_on_failure_and_abort() -> None:
