@@ -219,6 +219,65 @@ async def test_a_restart_makes_all_items_unknown(restarts: str) -> None:
             )
 
 
+class Store:
+    """What the proxy sees of a store: its health, and silent connections."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.probes = 0
+        self.silent: set[asyncio.StreamWriter] = set()
+
+    @property
+    def items(self) -> Items:
+        return Items(store=(f"http://127.0.0.1:{self.port}",))
+
+    async def __aenter__(self) -> "Store":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self._server.close()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        while self.silent:
+            self.silent.pop().transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.silent.add(writer)
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                self.silent.discard(writer)
+                self.probes += 1
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+
+async def test_a_store_that_is_back_before_the_next_probe_has_lost_all_the_same() -> None:
+    async with Store() as store, ProxyStack(items=store.items) as stack:  # probes once a minute
+        await stack.until(lambda: store.probes and store.silent)
+        for _ in range(2):
+            assert (await stack.post(chat(PICTURE))).status == 200
+        assert len(stack.encoders[0].requests) == 1
+        await store.__aexit__()
+        await asyncio.sleep(0.3)
+        async with store:
+            await stack.until(lambda: store.silent)
+            assert (await stack.post(chat(PICTURE))).status == 200
+        assert (len(stack.encoders[0].requests), store.probes) == (2, 1)
+
+
+async def test_a_store_that_ends_silent_connections_has_lost_nothing() -> None:
+    async with Store() as store, ProxyStack(items=store.items) as stack:
+        for _ in range(3):
+            await stack.until(lambda: store.silent)
+            assert (await stack.post(chat(PICTURE))).status == 200
+            store.hang_up()
+        assert len(stack.encoders[0].requests) == 1
+
+
 async def test_a_store_that_is_down_makes_the_stack_no_less_ready() -> None:
     async with ProxyStack(items=Items(store=("http://127.0.0.1:9",))) as stack:
         assert (await stack.get("/ready")).status == 200

@@ -28,6 +28,7 @@ from .metrics import Metrics
 from .passing import Passing
 from .pool import Pool
 from .reloads import Reloads
+from .restarts import Restarts
 from .server import Listener, Routes
 from .status import Status
 from .tls import backend_context, load_certificate, read_certificate, server_context
@@ -55,12 +56,14 @@ class App:
     listener: Listener
     prober: Prober
     reloads: Reloads
+    restarts: Restarts
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run all that works beside the requests; at the end the clients' listener is closed before it."""
         await self.stages.upstream.start()
         self.prober.follow()
+        self.restarts.start()
         tasks = [
             asyncio.create_task(self.reloads.run(), name="reloads"),
             asyncio.create_task(self._refresh_metrics(), name="metrics"),
@@ -80,6 +83,7 @@ class App:
             await asyncio.wait(tasks)
             await self.membership.close()
             await self.prober.close()
+            await self.restarts.close()
             await self.stages.upstream.close()
             self.stages.metrics.refresh()
             if self.stages.tracing:
@@ -110,6 +114,7 @@ def build_app(config: ProxyConfig, shared: Shared | None = None) -> App:
     metaserver = Metaserver(config.metaserver.resolved()) if wants_metaserver(config, pools) else None
     flow = choose_flow(stages, metaserver)
     prober = Prober((*pools.values(), store), stages.upstream, config.health)
+    restarts = Restarts(store, stages.upstream)
     reloads = Reloads(metrics)
     membership = _build_membership(config, pools, prober, reloads, shared)
     first = shared is None or shared.index == 0
@@ -130,7 +135,7 @@ def build_app(config: ProxyConfig, shared: Shared | None = None) -> App:
         mark=cors.mark if cors else None,
         server=SERVER,
     )
-    return App(handlers, stages, flow, metaserver, membership, admin, listener, prober, reloads)
+    return App(handlers, stages, flow, metaserver, membership, admin, listener, prober, reloads, restarts)
 
 
 def _build_membership(

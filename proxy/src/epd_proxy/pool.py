@@ -98,6 +98,10 @@ class Endpoint:
                 self._go_down(error)
         return self.health is not before
 
+    def mark_restarted(self) -> None:
+        """Another process is in its place, or will be: what it held is gone, although no probe has seen it down."""
+        self.outages += 1
+
     def _go_down(self, error: str) -> None:
         self.outages += self.health is not Health.DOWN
         self.health = Health.DOWN

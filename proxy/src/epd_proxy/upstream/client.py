@@ -8,6 +8,7 @@ from ..errors import BackendDisconnectError
 from .call import Call, Target, parse_target, write_head
 from .connection import Connection
 from .dialing import Dialer
+from .held import Held, hold
 from .kept import KEEP_ALIVE_S, KeptConnections
 from .response import UpstreamResponse
 
@@ -70,6 +71,10 @@ class Upstream:
         connection = await self._dialer.dial(target, until - loop.time(), self._open)
         await connection.ask(head, call.body, until)
         return UpstreamResponse(connection, self._idle_s, until, Connection.abort if call.once else self._release)
+
+    async def hold(self, backend: str, limit_s: float) -> Held:
+        """Return a connection that ends when ``backend`` does. Raises :class:`epd_proxy.errors.BackendConnectError`."""
+        return await hold(self._targets.get(backend) or self._note_target(backend), limit_s)
 
     def _release(self, connection: Connection) -> None:
         if connection.keepable:
