@@ -46,17 +46,18 @@ Script = Callable[[Peer], Awaitable[None]]
 class WireBackend:
     """``async with WireBackend(script, …) as backend``: the n-th connection plays the n-th script, or the last one."""
 
-    def __init__(self, *scripts: Script, host: str = "127.0.0.1") -> None:
+    def __init__(self, *scripts: Script, host: str = "127.0.0.1", port: int = 0) -> None:
         self._scripts = scripts
         self._host = host
+        self.port = port
         self._tasks: set[asyncio.Task[None]] = set()
         self.connections = 0
         self.closed_by_client = 0
 
     async def __aenter__(self) -> "WireBackend":
-        self._server = await asyncio.start_server(self._accept, self._host, 0, limit=2**26)
-        port = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://[{self._host}]:{port}" if ":" in self._host else f"http://{self._host}:{port}"
+        self._server = await asyncio.start_server(self._accept, self._host, self.port, limit=2**26)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://[{self._host}]:{self.port}" if ":" in self._host else f"http://{self._host}:{self.port}"
         return self
 
     async def __aexit__(self, _kind: type[BaseException] | None, _exc: object, _tb: TracebackType | None) -> None:

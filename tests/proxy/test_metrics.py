@@ -1,5 +1,8 @@
 """What operators read: times to the first token and between tokens, by stage, retries; no label that clients choose."""
 
+import re
+from pathlib import Path
+
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -49,6 +52,18 @@ async def test_stages_are_timed_and_retries_counted() -> None:
         assert await samples(stack, "epd_proxy_retries_total") == {("prefill_decode",): 1}
         assert (await samples(stack, "epd_proxy_stage_seconds_sum"))[("encode",)] >= 0.1
         assert await samples(stack, "epd_proxy_stage_seconds_count") == {("encode",): 1, ("prefill_decode",): 1}
+
+
+async def test_the_table_in_the_readme_has_every_metric() -> None:
+    table = Path(__file__).parents[2].joinpath("proxy", "README.md").read_text()
+    async with ProxyStack(prefills=1, decodes=1) as stack:
+        families = list(text_string_to_metric_families((await stack.get("/metrics")).body.decode()))
+    for family in families:
+        if family.name.endswith("_created"):  # of another one
+            continue
+        name = family.name + "_total" * (family.type == "counter")
+        assert name.startswith("epd_proxy_")
+        assert re.search(rf"`{name}\b", table), name
 
 
 async def test_clients_choose_no_label() -> None:

@@ -1,0 +1,90 @@
+"""Names of instances: a container that is started anew may come back under another address."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from epd_proxy.config import Timeouts
+from epd_proxy.errors import BackendConnectError
+from epd_proxy.upstream import Call, Upstream, dialing
+from fakes.wire import WireBackend, serve, whole
+
+FIRST, SECOND, NOBODY = "127.0.0.2", "127.0.0.3", "127.0.0.4"
+
+
+class Names:
+    """What ``instance.test`` resolves to."""
+
+    def __init__(self) -> None:
+        self.addresses = [FIRST]
+        self.asked = 0
+
+    def resolve(self, host: str, port: int, *_more: Any, **_named: Any) -> list[Any]:
+        assert host == "instance.test"
+        self.asked += 1
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in self.addresses]
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    found = Names()
+    monkeypatch.setattr(socket, "getaddrinfo", found.resolve)
+    return found
+
+
+def run(script: Callable[[Upstream, str], Awaitable[None]]) -> None:
+    """Run ``script`` beside two instances of one port, on asyncio's own loop: uvloop does not ask Python for names."""
+
+    async def play() -> None:
+        upstream = Upstream(Timeouts())
+        async with (
+            WireBackend(serve(whole(b"first")), host=FIRST) as first,
+            WireBackend(serve(whole(b"second")), host=SECOND, port=first.port),
+        ):
+            await script(upstream, f"http://instance.test:{first.port}")
+            await upstream.close()
+
+    asyncio.run(play())
+
+
+async def fetch(upstream: Upstream, url: str) -> bytes:
+    """Ask over a new connection."""
+    response = await upstream.send(url, Call("/v1/x", [], 5.0, b"{}", once=True))
+    try:
+        return await response.read_all(100)
+    finally:
+        response.close()
+
+
+def test_a_name_is_resolved_anew_after_a_while(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def script(upstream: Upstream, url: str) -> None:
+        monkeypatch.setattr(dialing, "_RESOLVED_FOR_S", 3600)
+        assert [await fetch(upstream, url) for _ in range(3)] == [b"first"] * 3
+        names.addresses = [SECOND]
+        assert (await fetch(upstream, url), names.asked) == (b"first", 1)
+        monkeypatch.setattr(dialing, "_RESOLVED_FOR_S", 0)
+        assert (await fetch(upstream, url), names.asked) == (b"second", 2)
+
+    run(script)
+
+
+def test_a_name_that_leads_nowhere_is_resolved_anew_at_once(names: Names) -> None:
+    async def script(upstream: Upstream, url: str) -> None:
+        names.addresses = [NOBODY]
+        with pytest.raises(BackendConnectError):
+            await fetch(upstream, url)
+        names.addresses = [SECOND]
+        assert (await fetch(upstream, url), names.asked) == (b"second", 2)
+
+    run(script)
+
+
+def test_each_address_is_tried(names: Names) -> None:
+    async def script(upstream: Upstream, url: str) -> None:
+        names.addresses = [NOBODY, SECOND]
+        assert await fetch(upstream, url) == b"second"
+
+    run(script)
