@@ -131,6 +131,16 @@ async def test_one_picture_in_many_requests_at_once_is_encoded_once() -> None:
         assert sum(counts.values()) == 15  # one that came late, on a busy machine, found it known
 
 
+async def test_items_without_a_name_are_not_taken_for_each_other() -> None:
+    """Whatever their requests are called: clients choose that."""
+    async with ProxyStack() as stack:
+        stack.encoders[0].default = fake.after(0.3)
+        asked = [chat(url_part(f"http://a.test/{name}.png")) for name in "ab"]
+        replies = await asyncio.gather(*(stack.post(each, headers={"X-Request-Id": "same"}) for each in asked))
+        assert [reply.status for reply in replies] == [200] * 2
+        assert len(stack.encoders[0].requests) == 2
+
+
 async def test_two_tenants_share_nothing() -> None:
     async with ProxyStack() as stack:
         for who in ("a", "b", "a"):

@@ -67,9 +67,7 @@ class EncodeFanout:
             self._count(item, "known")
             return True
         try:
-            encoded = await self._flights.run(
-                item.name or f"{job.record.request_id}-{index}", lambda: self._send(job, item, index)
-            )
+            encoded = await self._once(job, item, index)
         except (BackendError, UnavailableError, RefusedByBackendError) as error:
             if _is_refusal(error):
                 self._count(item, "refused")
@@ -82,6 +80,13 @@ class EncodeFanout:
         self._count(item, "encoded" if encoded else "joined")
         if encoded:
             job.record.encoded += 1
+        return True
+
+    async def _once(self, job: Job, item: MediaItem, index: int) -> bool:
+        """Have the item encoded, unless another request does so now. Returns whether it was done for this one."""
+        if item.name:
+            return await self._flights.run(item.name, lambda: self._send(job, item, index))
+        await self._send(job, item, index)
         return True
 
     def _count(self, item: MediaItem, outcome: str) -> None:
