@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine
-from functools import partial
 from typing import Any
 
 from . import plan, protocol
@@ -112,14 +111,18 @@ class Handlers:
     async def _open(self, api: protocol.Api, request: Request, body: bytes, record: AccessRecord) -> Answer:
         record.bytes_in = len(body)
         tenant = protocol.tenant_of(request.headers, self._tenant_headers)
-        parse = partial(protocol.parse_request, api, body, items_max=self._items_max, key=self._item_key, tenant=tenant)
-        parsed = await asyncio.to_thread(parse) if is_large(len(body)) else parse()
+        if is_large(len(body)):
+            parsed, planned = await asyncio.to_thread(self._read, api, body, tenant)
+        else:
+            parsed, planned = self._read(api, body, tenant)
         _note(parsed, record)
-        build = partial(plan.build, parsed, self._stages, self._split_by)
-        planned = await asyncio.to_thread(build) if is_large(len(body)) else build()
         record.handshake = planned.handshake.value
         job = Job(parsed, planned, self.headers_of(request), record, self._affinity(request, parsed))
         return await self._flow.answer(job)
+
+    def _read(self, api: protocol.Api, body: bytes, tenant: str) -> tuple[protocol.InferenceRequest, plan.Plan]:
+        parsed = protocol.parse_request(api, body, items_max=self._items_max, key=self._item_key, tenant=tenant)
+        return parsed, plan.build(parsed, self._stages, self._split_by)
 
     def _affinity(self, request: Request, parsed: protocol.InferenceRequest) -> str:
         if self._balance.policy == "session":

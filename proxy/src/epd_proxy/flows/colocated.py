@@ -26,12 +26,14 @@ class ColocatedFlow:
         self._encode = EncodeFanout(stages)
         self._overlap = overlap
 
-    async def answer(self, job: Job) -> Answer:
+    def answer(self, job: Job) -> Coroutine[Any, Any, Answer]:
         """See :class:`epd_proxy.flows.interface.Flow`."""
+        return self._answer_with_items(job) if job.plan.encode else self._open(job, job.request.body)
+
+    async def _answer_with_items(self, job: Job) -> Answer:
         if self._overlap and can_wait(job.request) and self._encode.has_work(job):
             return await self._answer_overlapped(job)
-        if job.plan.encode:
-            await self._encode.run(job)
+        await self._encode.run(job)
         return await self._open(job, job.request.body)
 
     async def _answer_overlapped(self, job: Job) -> Answer:

@@ -1,8 +1,8 @@
 """What every handshake gets and gives."""
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..config import ProxyConfig
 from ..known import KnownItems
@@ -48,7 +48,7 @@ class Job(NamedTuple):
 class Flow(Protocol):
     """A handshake between the stages."""
 
-    async def answer(self, job: Job) -> Answer:
+    def answer(self, job: Job) -> Coroutine[Any, Any, Answer]:
         """Run the stages and return the open answer, its first bytes read; the caller closes it.
 
         Raises :class:`epd_proxy.errors.ProxyError`; then no lease, connection or task is left.

@@ -178,7 +178,16 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self.answered = True
-        self._parse(data)
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade):
+            self._keep_alive = False
+            if not self.complete:  # else what follows a whole answer belongs to nothing
+                self._fail(BackendProtocolError(self.backend, "the instance's answer is not valid HTTP"))
+        if not self._headed:
+            self._head_bytes += len(data)
+            if self._head_bytes > _HEAD_MAX_BYTES:
+                self._fail(BackendProtocolError(self.backend, "the head of the instance's answer is too large"))
         if self._write is None:
             if self._held_bytes > _HELD_MAX_BYTES:
                 self._pause_reading()
@@ -252,18 +261,6 @@ class Connection(asyncio.Protocol):
             self._keep_alive = self._parser.should_keep_alive() and not self._cut_short
 
     # Inside.
-
-    def _parse(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except (HttpParserError, HttpParserUpgrade):
-            self._keep_alive = False
-            if not self.complete:  # else what follows a whole answer belongs to nothing
-                self._fail(BackendProtocolError(self.backend, "the instance's answer is not valid HTTP"))
-        if not self._headed:
-            self._head_bytes += len(data)
-            if self._head_bytes > _HEAD_MAX_BYTES:
-                self._fail(BackendProtocolError(self.backend, "the head of the instance's answer is too large"))
 
     async def _send_pieces(self, body: memoryview) -> None:
         for start in range(0, len(body), _PIECE_BYTES):
