@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 from typing import Any
 
 import orjson
@@ -41,6 +42,21 @@ def test_sizes_are_those_pillow_reads(form: tuple[str, dict[str, Any]], width: i
     out = io.BytesIO()
     Image.new("RGB", (width, height)).save(out, form[0], **form[1])
     assert image_size(out.getvalue()) == (width, height)
+
+
+def test_a_heic_has_the_size_of_its_whole_and_not_of_its_tiles() -> None:
+    def extent(width: int, height: int) -> bytes:
+        return b"\0\0\0\x14ispe\0\0\0\0" + struct.pack(">II", width, height)
+
+    start = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic\0\0\1\0meta"
+    for extents in ([(512, 512), (4032, 3024)], [(4032, 3024), (512, 512)]):
+        assert image_size(start + b"".join(extent(*each) for each in extents) + b"mdat") == (4032, 3024)
+
+
+def test_a_bmp_of_os2_is_read_as_pillow_does() -> None:
+    content = struct.pack("<2sIHHIIHHHH", b"BM", 26 + 12 * 7, 0, 0, 26, 12, 3, 7, 1, 24) + bytes(12 * 7)
+    with Image.open(io.BytesIO(content)) as opened:
+        assert image_size(content) == opened.size == (3, 7)
 
 
 @given(st.sampled_from(STARTS), st.binary(max_size=64))

@@ -7,6 +7,8 @@ from struct import unpack_from
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Where the boxes are that describe an AVIF or HEIC; its pixels follow.
 _HEIF_HEAD_BYTES = 16 * 1024
+# A BMP of OS/2 has two bytes for each side (BITMAPCOREHEADER).
+_OS2_HEADER_BYTES = 12
 _JPEG_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
 
 
@@ -31,7 +33,8 @@ def _read_size(data: bytes) -> tuple[int, int] | None:
         width, height = unpack_from("<HH", data, 6)
         return width, height
     if data.startswith(b"BM"):
-        width, height = unpack_from("<ii", data, 18)
+        is_old = unpack_from("<I", data, 14)[0] == _OS2_HEADER_BYTES
+        width, height = unpack_from("<HH" if is_old else "<ii", data, 18)
         return width, abs(height)  # a negative height means rows from the top
     return _heif_size(data) if data[4:8] == b"ftyp" else None
 
