@@ -238,7 +238,7 @@ async def test_defect_10_a_dead_instance_gets_nothing() -> None:
 
     async def failed_attempts() -> list[bytes]:
         lines = (await stack.get("/metrics")).body.splitlines()
-        return [line for line in lines if b"stage_attempts_total" in line and b'outcome="ok"' not in line]
+        return [line for line in lines if line.startswith(b"epd_proxy_stage_attempts_total") and b'="ok"' not in line]
 
     async with ProxyStack(encoders=0, instances=2, balance=Balance(breaker_failures=0)) as stack:
         await stack.instances[0].stop()
