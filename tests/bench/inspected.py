@@ -28,7 +28,8 @@ def state(app: App) -> dict[str, Any]:
     return {
         "resident_bytes": resident_bytes(),
         "objects": len(gc.get_objects()),
-        "tasks": len(asyncio.all_tasks()),
+        "tasks": sum(not task.get_name().startswith("client ") for task in asyncio.all_tasks()),
+        "clients": len(app.listener.connections),
         "leases": sum(endpoint.active_leases for endpoint in endpoints),
         "cost": sum(endpoint.active_cost for endpoint in endpoints),
         "bodies_bytes": app.handlers.bodies.held_bytes,

@@ -6,6 +6,7 @@ were. All traffic stays on loopback.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -17,6 +18,7 @@ import tempfile
 import time
 import zlib
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ GROWTH_MAX_BYTES = 5 * MIB
 STREAMS_MAX_BYTES = 1024 * MIB
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":" word"}}]}\n\n'
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+LEASES = "epd_proxy_leases_in_flight{"
 DONE = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 LENGTH = re.compile(rb"content-length: *(\d+)", re.I)
 
@@ -47,6 +50,11 @@ def whole(body: bytes, status: bytes = b"200 OK") -> bytes:
 def event(data: bytes = EVENT) -> bytes:
     """A chunk."""
     return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def resident_bytes(pid: int | str) -> int:
+    """What a process has in memory now."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Instance(asyncio.Protocol):
@@ -125,6 +133,31 @@ def bodies(chance: random.Random) -> list[bytes]:
     return [*texts, *streams, *(document([picture()]) for _ in range(10))]
 
 
+@contextlib.asynccontextmanager
+async def instances(failing: float, gap_s: float) -> AsyncIterator[list[str]]:
+    """Run three instances in a process of their own, as its connections are as many as ours; gives their URLs."""
+    command = (sys.executable, __file__, "--serve-instances", str(failing), str(gap_s))
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("a pipe was asked for")
+    yield [f"http://127.0.0.1:{port}" for port in (await process.stdout.readline()).decode().split()]
+    process.stdin.close()
+    await process.wait()
+
+
+async def serve_instances(failing: float, gap_s: float) -> None:
+    """Serve until nobody holds the other end of standard input; tell the ports."""
+    chance, loop = random.Random(2), asyncio.get_running_loop()
+    servers = [
+        await loop.create_server(lambda: Instance(chance, failing, gap_s), "127.0.0.1", 0, backlog=4096)
+        for _ in range(3)
+    ]
+    print(*(server.sockets[0].getsockname()[1] for server in servers), flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+
+
 class Proxy:
     """The proxy's process, and what it says of itself."""
 
@@ -172,10 +205,29 @@ class Proxy:
         """Wait until nothing is under way; return what is left then."""
         for _ in range(150):
             state = await self.state()
-            if state["leases"] == 0 and state["connections_in_use"] == 0:
+            if state["leases"] == state["connections_in_use"] == state.get("clients", 0) == 0:
                 break
             await asyncio.sleep(0.2)
         return state
+
+
+class Workers(Proxy):
+    """Several processes on one port, and what can be told of them from outside."""
+
+    def __init__(self, port: int, *flags: str) -> None:
+        super().__init__(port, *flags)
+        self._command = ["-m", "epd_proxy", "--host", "127.0.0.1", "--port", str(port), *flags]
+
+    async def state(self) -> dict[str, Any]:
+        response = await self._upstream.send(self.url, Call("/metrics", [("Connection", "close")], 120, method="GET"))
+        try:
+            shown = (await response.read_all(MIB)).decode()
+        finally:
+            response.close()
+        leases = sum(int(float(line.split()[-1])) for line in shown.splitlines() if line.startswith(LEASES))
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()  # noqa: ASYNC240 - not of a disk
+        return {"leases": leases, "connections_in_use": 0, "resident_bytes": sum(map(resident_bytes, (pid, *children)))}
 
 
 async def soak(proxy: Proxy, total: int, connections: int) -> list[str]:
@@ -247,7 +299,16 @@ def judge_answers(seen: Counter[str], total: int) -> list[str]:
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Return what is not as it was before the load."""
-    same = ("tasks", "leases", "cost", "bodies_bytes", "handlers", "flow", "connections_in_use")
+    same = {
+        "tasks",
+        "clients",
+        "leases",
+        "cost",
+        "bodies_bytes",
+        "handlers",
+        "flow",
+        "connections_in_use",
+    }.intersection(before)
     return [f"{name}: expected {before[name]}, found {after[name]}" for name in same if before[name] != after[name]]
 
 
@@ -294,30 +355,36 @@ async def main() -> int:
     parser.add_argument("--streams", type=int, default=10_000)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--port", type=int, default=29_700)
+    parser.add_argument("--workers", type=int, default=1, help="of the proxy that holds the streams")
+    parser.add_argument("--serve-instances", nargs=2, type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    most = (files - 200) // 2  # each takes two in the proxy, and two here
+    if args.serve_instances:
+        await serve_instances(*args.serve_instances)
+        return 0
+    most = args.workers * (files // 2 - 100)  # each takes two in the proxy
     if args.streams > most:
-        print(f"{args.streams} streams take more than the {files} open files that are allowed: {most} are held")
+        print(
+            f"{args.streams} streams take more than the {files} open files that a process is allowed: {most} are held"
+        )
         args.streams = most
-    chance, loop, wrong = random.Random(2), asyncio.get_running_loop(), []
+    wrong = []
     for name, count, failing, gap_s in (("soak", args.requests, FAILING, 0.0), ("streams", args.streams, 0.0, 5.0)):
         if not count:
             continue
-        servers = [
-            await loop.create_server(lambda f=failing, g=gap_s: Instance(chance, f, g), "127.0.0.1", 0, backlog=4096)  # type: ignore[misc]
-            for _ in range(3)
-        ]
-        encode, *rest = [f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in servers]
-        async with Proxy(args.port, "--encode", encode, "--prefill-decode", *rest) as proxy:
+        async with instances(failing, gap_s) as (encode, *rest):
+            flags = ("--encode", encode, "--prefill-decode", *rest)
             if name == "soak":
-                wrong += await soak(proxy, count, args.connections)
+                proxy = Proxy(args.port, *flags)
+                async with proxy:
+                    wrong += await soak(proxy, count, args.connections)
             else:
-                wrong += await hold(proxy, count)
-        wrong += proxy.errors()
-        for server in servers:
-            server.close()
+                several = Workers(args.port, *flags, "--workers", str(args.workers))
+                proxy = several if args.workers > 1 else Proxy(args.port, *flags)
+                async with proxy:
+                    wrong += await hold(proxy, count)
+            wrong += proxy.errors()
     print("\n".join(f"FAIL: {each}" for each in wrong) or "PASS")
     return 1 if wrong else 0
 

@@ -4,9 +4,13 @@ import re
 from pathlib import Path
 
 import aiohttp
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from epd_proxy.config import Retry
+from epd_proxy.metrics import Count, Spread
 from fakes import instances as fake
 from fakes.proxy_stack import CHAT, ProxyStack, chat, image_part, read_to_break
 
@@ -84,3 +88,36 @@ async def test_a_client_that_leaves_is_no_complete_stream() -> None:
             await response.content.readany()
         await stack.until_idle()
         assert await samples(stack, "epd_proxy_time_to_first_token_seconds_count") == {}
+
+
+@given(st.lists(st.floats(0, 100) | st.sampled_from([0.5, 1.0, 2.5]) | st.none()))
+def test_what_is_counted_here_is_what_prometheus_client_would_count(values: list[float | None]) -> None:
+    def made() -> tuple[CollectorRegistry, Histogram, Counter]:
+        registry = CollectorRegistry()
+        return (
+            registry,
+            Histogram("h", "h", buckets=(0.5, 1, 2.5), registry=registry),
+            Counter("c", "c", registry=registry),
+        )
+
+    (ours, histogram, counter), (theirs, their_histogram, their_counter) = made(), made()
+    spread, count = Spread(histogram), Count(counter)
+    for value in values:
+        if value is None:  # somebody looks
+            spread.flush()
+            count.flush()
+        else:
+            spread.observe(value)
+            count.inc()
+            their_histogram.observe(value)
+            their_counter.inc()
+    spread.flush()
+    count.flush()
+    for name, labels in (
+        ("h_count", {}),
+        ("c_total", {}),
+        *(("h_bucket", {"le": le}) for le in ("0.5", "1.0", "2.5", "+Inf")),
+    ):
+        assert ours.get_sample_value(name, labels) == theirs.get_sample_value(name, labels)
+    shown, expected = ours.get_sample_value("h_sum"), theirs.get_sample_value("h_sum")
+    assert abs((shown or 0) - (expected or 0)) < 1e-6

@@ -197,7 +197,7 @@ class ClientConnection(RequestReader):
         self._answering = request
         self._begun = False
         if self._task is None:
-            self._task = self._loop.create_task(self._answer_all())
+            self._task = self._loop.create_task(self._answer_all(), name=f"client {self.remote}")
         elif self._wanted:
             self._wanted.set_result(None)
             self._wanted = None

@@ -1,0 +1,67 @@
+"""Lines of the log: many at a time, none lost, in order."""
+
+import asyncio
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from epd_proxy import logs
+from epd_proxy.logs import AccessRecord, LineHandler, access_log, log_access
+
+
+@pytest.fixture
+def out() -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    handler = LineHandler(stream)
+    handler.setFormatter(logs.JsonFormatter())
+    other = logging.getLogger("epd_proxy.other")
+    before = access_log.handlers, other.handlers
+    access_log.handlers, other.handlers = [handler], [handler]
+    access_log.setLevel("INFO")
+    yield stream
+    access_log.handlers, other.handlers = before
+    access_log.setLevel(logging.NOTSET)
+
+
+def lines(out: io.StringIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def finished(number: int, **more: object) -> AccessRecord:
+    record = AccessRecord("GET", f"/{number}", f"r-{number}")
+    for name, value in {"status": 200, **more}.items():
+        setattr(record, name, value)
+    return record
+
+
+async def test_access_lines_are_written_together_and_soon(out: io.StringIO) -> None:
+    for number in range(1000):
+        log_access(finished(number))
+    assert 0 < len(lines(out)) < 1000
+    for _ in range(1000):
+        if len(lines(out)) == 1000:
+            break
+        await asyncio.sleep(0.01)
+    assert [line["path"] for line in lines(out)] == [f"/{number}" for number in range(1000)]
+
+
+async def test_what_is_logged_in_between_keeps_its_place(out: io.StringIO) -> None:
+    log_access(finished(1))
+    logging.getLogger("epd_proxy.other").error("in between")
+    log_access(finished(2, status=503, error="why", first_byte_s=0.123456))
+    logs.flush()
+    first, between, second = lines(out)
+    assert (first["request_id"], between["message"], second["request_id"]) == ("r-1", "in between", "r-2")
+    assert (first["level"], second["level"], second["error"], second["first_byte_s"]) == (
+        "info",
+        "warning",
+        "why",
+        0.1235,
+    )
+    assert "error" not in first
+    assert "first_byte_s" not in first
+    times = [str(line["time"]) for line in (first, between, second)]
+    assert {len(time) for time in times} == {len("2026-01-01T00:00:00.000+00:00")}
