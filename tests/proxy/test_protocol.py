@@ -157,9 +157,10 @@ def test_every_error_class_has_a_status_and_openais_form() -> None:
 
     for kind in classes(ProxyError):
         if kind is not ConfigError and kind.__init__ is ProxyError.__init__:
-            error = json.loads(kind("why").body())["error"]
-            assert error == {"message": "why", "type": kind.kind, "param": None, "code": kind.status}
+            error = json.loads(kind("why é \udcff").body())["error"]
+            assert error == {"message": "why é \\udcff", "type": kind.kind, "param": None, "code": kind.status}
             assert 400 <= kind.status < 600
+            assert orjson.dumps(kind("\udcff").detail)  # what the log says
 
 
 def test_long_strings_are_written_as_orjson_does() -> None:

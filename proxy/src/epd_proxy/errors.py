@@ -36,6 +36,10 @@ class ProxyError(Exception):
     status = 500
     kind = "InternalServerError"
 
+    def __init__(self, message: str) -> None:
+        # It may quote a header, and these hold any bytes; JSON, and so answers and log lines, do not.
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())
+
     def body(self) -> bytes:
         """Return the JSON body in the form OpenAI and vLLM use."""
         return error_body(str(self), self.kind, self.status)
