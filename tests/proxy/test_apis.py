@@ -233,6 +233,16 @@ async def test_the_rest_is_passed_on_untouched(method: str, path: str, body: byt
         assert stack.encoders[0].requests == []
 
 
+async def test_a_head_is_asked_for_as_the_whole() -> None:
+    """An instance's answer to HEAD announces a body that does not come; the proxy's own does so to its client."""
+    async with ProxyStack() as stack:
+        stack.instances[0].default = sends({"id": "x"})
+        async with stack.client.head("/v1/something/new") as reply:
+            assert (reply.status, reply.headers["Content-Length"]) == (200, "11")
+        assert [request.method for request in stack.instances[0].requests] == ["GET"]
+        assert (await stack.get("/health")).status == 200
+
+
 async def test_usage_and_cached_tokens_pass_unharmed() -> None:
     usage = {
         "prompt_tokens": 9,
