@@ -5,6 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 SERVICE ?=
+VLLM ?=
 ARGS ?=
 PYTEST_ARGS ?=
 
@@ -96,6 +97,9 @@ unit: venv ## unit tests that need neither vLLM nor a running stack
 
 test-connector: ## connector tests, inside the image that serves
 	@$(EPD) test-connector $(PYTEST_ARGS)
+
+test-compat: venv ## contract tests and live tests of 1E1PD with another vLLM, on the CPU (VLLM=0.18.0)
+	@$(EPD) test-compat $(VLLM) $(PYTEST_ARGS)
 
 test-faults: venv ## live tests of the embeddings' store: kill, hang, fill and corrupt it; writes docs/ec-faults.md
 	@$(EPD) test-faults $(PYTEST_ARGS)

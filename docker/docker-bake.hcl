@@ -6,6 +6,8 @@ variable "EPD_INPUTS" { default = "" }
 variable "EPD_REVISION" { default = "" }
 variable "VLLM_VERSION" { default = "" }
 variable "VLLM_ASCEND_VERSION" { default = "" }
+# Of the target `cpu-compat`: a folder of docker/cpu/compat.
+variable "COMPAT_VLLM_VERSION" { default = "" }
 variable "MOONCAKE_VERSION" { default = "" }
 variable "MOONCAKE_NPU_VERSION" { default = "" }
 variable "CANN_VERSION" { default = "" }
@@ -55,6 +57,23 @@ target "cpu-test" {
   inherits = ["cpu"]
   target   = "test"
   tags     = ["${REGISTRY}ascend-epd-cpu-test:${EPD_VERSION}"]
+}
+
+# The CPU image with another vLLM, for `make test-compat`; without vllm-ascend, which is for one vLLM alone.
+target "cpu-compat" {
+  inherits = ["cpu"]
+  tags     = ["${REGISTRY}ascend-epd-cpu:${EPD_VERSION}-vllm${COMPAT_VLLM_VERSION}"]
+  args = {
+    LOCKS               = "compat/${COMPAT_VLLM_VERSION}"
+    VLLM_VERSION        = COMPAT_VLLM_VERSION
+    VLLM_ASCEND_VERSION = "none"
+  }
+}
+
+target "cpu-compat-test" {
+  inherits = ["cpu-compat"]
+  target   = "test"
+  tags     = ["${REGISTRY}ascend-epd-cpu-test:${EPD_VERSION}-vllm${COMPAT_VLLM_VERSION}"]
 }
 
 target "proxy" {

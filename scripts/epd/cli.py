@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from epd import (
@@ -139,9 +140,11 @@ def down(_: Context, __: list[str]) -> int:
 def clean(it: Context, _: list[str]) -> int:
     """Remove what `make up` made, and say what."""
     tags = images.tags(ROOT, (*images.SERVED, images.TEST), it.bake)
+    compat = [images.tags(ROOT, images.COMPAT, images.compat(it.bake, vllm)) for vllm in images.compat_versions(ROOT)]
     managed = dotenv.read(ROOT / ".env").managed
     started = [managed[name] for name in ("EPD_IMAGE", "EPD_PROXY_IMAGE") if name in managed]
-    names = dict.fromkeys([*tags.values(), *started, f"ascend-epd-base:{it.versions['DEBIAN_SUITE']}"])
+    made = [name for tags_ in (tags, *compat) for name in tags_.values()]
+    names = dict.fromkeys([*made, *started, f"ascend-epd-base:{it.versions['DEBIAN_SUITE']}"])
     there = [name for name in names if base_image.is_there(name)]
     print("Removing: containers, network and volumes of the stack; its part of .env; build/ (logs);")
     print(f"  images: {', '.join(there) or 'none'}, and older ones of ours without a name", flush=True)
@@ -196,11 +199,12 @@ def test_faults(it: Context, words: list[str]) -> int:
 
 def _test_live(it: Context, folder: str, words: list[str]) -> int:
     prepare_engine(it)
-    tags = provide_images(it, images.SERVED, pull=it.settings.pull)
-    environment = {"EPD_IMAGE": tags["cpu"], "EPD_PROXY_IMAGE": tags["proxy"]}
-    return command.attach(
-        str(venv.program(ROOT, "pytest")), folder, *words, env=environment, fix="remove .venv, then `make venv`"
-    )
+    return _run_live(provide_images(it, images.SERVED, pull=it.settings.pull), folder, *words)
+
+
+def _run_live(tags: Mapping[str, str], *words: str) -> int:
+    pytest = str(venv.program(ROOT, "pytest"))
+    return command.attach(pytest, *words, env=images.variables(tags), fix="remove .venv, then `make venv`")
 
 
 def test_connector(it: Context, words: list[str]) -> int:
@@ -208,9 +212,36 @@ def test_connector(it: Context, words: list[str]) -> int:
     require_readable_checkout()
     prepare_engine(it)
     tag = provide_images(it, (images.TEST,), pull=False)[images.TEST]
+    return _run_in_image(tag, "tests/connector", *words)
+
+
+def test_compat(it: Context, words: list[str]) -> int:
+    """Run the connector's contract tests and the live tests of 1E1PD with another vLLM, the first of the words."""
+    there = images.compat_versions(ROOT)
+    if words[:1] == [it.versions["VLLM_VERSION"]]:
+        test, cpu = images.TEST, "cpu"
+    elif words and words[0] in there:
+        cpu, test = images.COMPAT
+        it = dataclasses.replace(it, versions=images.compat(it.versions, words[0]))
+    else:
+        raise StepError(
+            "there is no image for that vLLM",
+            expected=f"VLLM= one of {', '.join((*there, it.versions['VLLM_VERSION']))}",
+            found=f"VLLM={' '.join(words[:1])}",
+            fix="make test-compat VLLM=…; docker/cpu/README.md tells how to add a version",
+        )
+    require_readable_checkout()
+    prepare_engine(it)
+    tags = provide_images(it, (cpu, test, "proxy"), pull=False)
+    code = _run_in_image(tags[test], "tests/connector/test_contract.py")
+    served = {"cpu": tags[cpu], "proxy": tags["proxy"]}
+    return code or _run_live(served, "tests/smoke/test_1e1pd.py", *words[1:])
+
+
+def _run_in_image(tag: str, *words: str) -> int:
     argv = ["docker", "run", "--rm", "--shm-size=1g", f"--volume={ROOT}:/src:ro", "--workdir=/src"]
     argv += ["--env=HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis", tag]
-    argv += ["-p", "no:cacheprovider", "tests/connector", *words]
+    argv += ["-p", "no:cacheprovider", *words]
     return command.attach(*argv, fix=_DOCKER_FIX)
 
 
@@ -267,6 +298,7 @@ COMMANDS: dict[str, tuple[Callable[[Context, list[str]], int], str]] = {
     "smoke": (smoke, "live tests in containers"),
     "test-faults": (test_faults, "live tests of what befalls the store of embeddings"),
     "test-connector": (test_connector, "the connector's tests, in the image"),
+    "test-compat": (test_compat, "the tests that another version of vLLM has to pass"),
     "check-ascend-image": (check_ascend_image, "build the Ascend image on a stand-in for CANN's"),
     "venv": (make_venv, "make the virtual environment of the tests"),
 }

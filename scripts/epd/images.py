@@ -16,11 +16,14 @@ from epd.buildlog import BuildLog
 from epd.display import Display
 from epd.errors import StepError
 from epd.settings import Settings
+from epd.versions import parse as parse_version
 
 BAKE_FILE = "docker/docker-bake.hcl"
 SERVED = ("cpu", "proxy")
 """The bake targets that a stack on the CPU profile runs."""
 TEST = "cpu-test"
+COMPAT = ("cpu-compat", "cpu-compat-test")
+"""The serving image and the testing one, with another vLLM than ours: see `compat`."""
 INPUTS_LABEL = "org.ascend-epd.inputs"
 INPUTS = (".dockerignore", "connector", "docker", "proxy", "scripts/tiny_model.py")
 """What goes into the images: the build context, as .dockerignore lets it through."""
@@ -48,6 +51,16 @@ def served(profile: str, settings: Settings) -> tuple[str, ...]:
 def variables(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that tell Compose these images, given by bake target."""
     return {_VARIABLES.get(target, "EPD_IMAGE"): tag for target, tag in tags.items()}
+
+
+def compat_versions(root: Path) -> tuple[str, ...]:
+    """Return the versions of vLLM that there are locks of beside ours, the oldest first."""
+    return tuple(sorted((path.name for path in (root / "docker/cpu/compat").glob("*/")), key=parse_version))
+
+
+def compat(versions: Mapping[str, str], vllm: str) -> dict[str, str]:
+    """Return the variables of the bake file with which the targets COMPAT are those of a version of vLLM."""
+    return {**versions, "COMPAT_VLLM_VERSION": vllm}
 
 
 def inputs_hash(settings: Settings) -> str:

