@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -66,7 +67,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    # Transformers 4 takes nothing but Qwen's own class in Qwen's processor; 5 gives that class no tokenizer_object.
+    is_old = transformers.__version__.startswith("4.")
+    make = transformers.Qwen2TokenizerFast if is_old else PreTrainedTokenizerFast
+    return make(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",  # noqa: S106 - tokens of the vocabulary, no secrets
         pad_token="<|endoftext|>",  # noqa: S106
