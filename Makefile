@@ -86,7 +86,7 @@ lint: venv ## ruff, mypy, import-linter, shellcheck, hadolint, checks of the wor
 	$(BIN)/vermin --quiet --no-tips --target=3.9- --violations --exclude file scripts/epd
 	$(SOURCES) $(BIN)/lint-imports --config proxy/pyproject.toml
 	$(SOURCES) $(BIN)/lint-imports --config connector/pyproject.toml
-	$(BIN)/shellcheck --exclude=SC1091 .ci/run scripts/*.sh docker/*/*.sh tests/images/stand_in/*.sh
+	$(BIN)/shellcheck --exclude=SC1091 .ci/run scripts/*.sh docker/*/*.sh docker/cpu/compat/*/*.sh tests/images/stand_in/*.sh
 	$(BIN)/hadolint --config docker/hadolint.yaml docker/*/Dockerfile tests/images/stand_in/Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck .github/workflows/*.yml

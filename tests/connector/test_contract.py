@@ -107,9 +107,9 @@ def test_scheduler_process_does_not_load_the_workers_side() -> None:
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
-    assert "loaded: []" in ended.stdout
+    assert "loaded: []" in ended.stdout, ended.stderr
 
 
 @pytest.mark.parametrize("role", [ECConnectorRole.SCHEDULER, ECConnectorRole.WORKER])

@@ -344,3 +344,14 @@ def test_health_tells_loading_from_ready_from_dead(tmp_path: Path, served):
 
     health.remember("encode", url, tmp_path)  # the container restarts
     assert "loading" in health.check(tmp_path)[1]
+
+
+def test_libraries_that_an_image_wants_preloaded_are_preloaded_in_vllm(tmp_path, monkeypatch, model):
+    folder = tmp_path / "preload"
+    monkeypatch.setattr(vllm, "PRELOAD", folder)
+    settings = read_settings("encode", {"EPD_MODEL": model})
+    assert "LD_PRELOAD" not in vllm.environment("encode", settings)
+    folder.mkdir()
+    for name in ("libtwo.so", "libone.so.4"):
+        (folder / name).touch()
+    assert vllm.environment("encode", settings)["LD_PRELOAD"] == f"{folder}/libone.so.4:{folder}/libtwo.so"

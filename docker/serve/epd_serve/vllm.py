@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from epd_serve.hardware import HARDWARE
 from epd_serve.roles import EC_ROLES, KV_ROLES
 from epd_serve.settings import Settings
 from epd_serve.transfer import ec_transfer_config, kv_transfer_config
 
+PRELOAD = Path("/opt/preload")
+"""Libraries that the vLLM of an image wants preloaded; most have none (docker/cpu/compat)."""
+
 
 def environment(role: str, settings: Settings) -> dict[str, str]:
     """Return the defaults of a vLLM role's environment."""
     hardware = HARDWARE[settings.hardware]
     found = {**hardware.environment, **hardware.role_environment.get(role, {})}
+    if libraries := sorted(str(path) for path in PRELOAD.glob("*")):
+        found["LD_PRELOAD"] = ":".join(libraries)
     if hardware.npu:
         found |= {"VLLM_HOST_IP": settings.advertise_host, "HCCL_IF_IP": settings.advertise_host}
         if settings.interface:
