@@ -234,6 +234,19 @@ def test_the_wait_for_items_on_their_way_has_an_end(
     assert counts["epd_ec_misses|absent"] == counts["epd_ec_deadlines|"] == 1
 
 
+def test_one_late_answer_does_not_end_the_wait_for_items_on_their_way(
+    scheduler: ConsumerScheduler, worker: FakeWorker, clock: Clock, metrics: Metrics
+) -> None:
+    assert not scheduler.ensure_available("r", [feature("a")], True)
+    worker.receive()
+    clock.now_s += 2  # longer than fetch_timeout_ms
+    assert not scheduler.ensure_available("r", [feature("a")], True)
+    worker.send(ready("a"))
+    assert scheduler.ensure_available("r", [feature("a")], True)
+    load(scheduler, "a")
+    assert metrics.snapshot().get("epd_ec_deadlines|", 0) == 0
+
+
 @pytest.mark.parametrize("reason", ["store_down", "corrupt", "wrong_rows", "too_large"])
 def test_only_an_absent_item_may_still_come(
     scheduler: ConsumerScheduler, worker: FakeWorker, clock: Clock, reason: str
@@ -309,13 +322,9 @@ def test_worker_that_dies_leaves_no_request_waiting(scheduler: ConsumerScheduler
 
 
 def test_worker_that_does_not_read_never_blocks_the_scheduler(scheduler: ConsumerScheduler) -> None:
-    slowest_s = 0.0
     for number in range(3000):
-        started_s = time.perf_counter()
         scheduler.ensure_available(f"r{number}", [feature(f"{number}" * 500)])
-        slowest_s = max(slowest_s, time.perf_counter() - started_s)
-    assert scheduler.ensure_available("last", [feature("z")])
-    assert slowest_s < 0.1  # a blocked send would never return; 5 ms is what a quiet machine shows
+    assert scheduler.ensure_available("last", [feature("z")])  # a blocked send would never return
 
 
 def test_overlong_uuid_is_not_sent(scheduler: ConsumerScheduler) -> None:

@@ -205,7 +205,8 @@ class ConsumerScheduler:
             # It may have been published since: the proxy sends a request here after its items were encoded.
             return self._ask(feature, now_s, awaited=wait.arriving)
         # A fetch that hangs delays the requests of its own time, not every later one.
-        return item.state is not State.FETCHING or now_s - item.changed_at_s >= self._fetch_timeout_s
+        limit_s = self._arrival_timeout_s if wait.arriving and item.is_awaited else self._fetch_timeout_s
+        return item.state is not State.FETCHING or now_s - item.changed_at_s >= limit_s
 
     def _count_absent(self, features: Sequence[Feature]) -> None:
         for feature in features:

@@ -1,7 +1,7 @@
 """Mooncake Store as backend. This process contributes no memory: the pool belongs to a store service.
 
-Return codes were measured with Mooncake 0.3.13.post1 over TCP: -200 no room, -600 bad argument or not set up, -704
-absent, -800 transfer failed (the pool's owner died), -900 master unreachable, -901 master too late. After a master's
+Return codes were measured with Mooncake 0.3.13.post1 over TCP: -200 no room, -600 bad argument or not set up, -703 being
+written, -704 absent, -800 transfer failed (the pool's owner died), -900 master unreachable, -901 master too late. After a master's
 restart the client registers itself again without help, and the pool's owner remounts its memory within about 2 s.
 """
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NO_SPACE = -200
+_BEING_WRITTEN = -703
 _ABSENT = -704
 _MASTER_UNREACHABLE = -900
 _MASTER_TOO_LATE = -901
@@ -93,7 +94,9 @@ class MooncakeStore:
 
     def remove(self, key: str) -> None:
         """See Store."""
-        _size_or_none(self._ready()[0].remove(key, True), "remove")
+        code = self._ready()[0].remove(key, True)
+        if code != _ABSENT:
+            _checked(code, "remove")
 
     def remove_all(self) -> int:
         """See Store. What others keep in the pool stays."""
@@ -145,7 +148,8 @@ def _add_port(host: str) -> str:
 
 
 def _size_or_none(code: int, operation: str) -> int | None:
-    return None if code == _ABSENT else _checked(code, operation)
+    # What is being written is as good as absent, and no fault of the store.
+    return None if code in (_ABSENT, _BEING_WRITTEN) else _checked(code, operation)
 
 
 def _checked(code: int, operation: str) -> int:
