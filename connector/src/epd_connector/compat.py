@@ -6,7 +6,7 @@ The connector's base class is declared for the type checker here, because vLLM i
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .keys import ModelIdentity
@@ -32,15 +32,57 @@ if TYPE_CHECKING:
         def _get_connector_metadata(self) -> ECConnectorMetadata: ...
 
     EncoderCache = dict[str, torch.Tensor]
+
+    @dataclass
+    class ECConnectorStats:
+        """Declaration of vLLM's class, which it has from 0.31 on."""
+
+        data: dict[str, Any] = field(default_factory=dict)
+
+    class ECConnectorPromMetrics:
+        """Declaration of what the connector uses of vLLM's class, which it has from 0.31 on."""
+
+        _counter_cls: Any
+        _labelnames: list[str]
+        per_engine_labelvalues: dict[int, list[object]]
+
+        def __init__(
+            self,
+            vllm_config: Any,
+            metric_types: dict[type, type],
+            labelnames: list[str],
+            per_engine_labelvalues: dict[int, list[object]],
+        ) -> None: ...
 else:
     from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorBase, ECConnectorMetadata, ECConnectorRole
 
     EncoderCache = dict
+    try:
+        from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorPromMetrics, ECConnectorStats
+    except ImportError:  # before 0.31 nobody asks for these
+        from prometheus_client import Counter
+
+        @dataclass
+        class ECConnectorStats:
+            """Stands in for vLLM's."""
+
+            data: dict[str, Any] = field(default_factory=dict)
+
+        class ECConnectorPromMetrics:
+            """Stands in for vLLM's."""
+
+            def __init__(self, vllm_config, metric_types, labelnames, per_engine_labelvalues) -> None:  # noqa: ANN001, ARG002
+                self._counter_cls = metric_types[Counter]
+                self._labelnames = labelnames
+                self.per_engine_labelvalues = per_engine_labelvalues
+
 
 __all__ = [
     "ECConnectorBase",
     "ECConnectorMetadata",
+    "ECConnectorPromMetrics",
     "ECConnectorRole",
+    "ECConnectorStats",
     "EncoderCache",
     "Engine",
     "Feature",

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .compat import (
     ECConnectorBase,
     ECConnectorMetadata,
+    ECConnectorPromMetrics,
     ECConnectorRole,
+    ECConnectorStats,
     EncoderCache,
     Engine,
     adopt_logging,
@@ -29,6 +31,7 @@ from .config import ConnectorConfig, read_config
 from .device import Device, HostDevice
 from .metadata import StepMetadata
 from .metrics import Metrics
+from .native import NativeMetrics, SumsOfStep, SumsTaker
 from .slab import name_directory
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ class ECMooncakeStoreConnector(ECConnectorBase):
         config = read_config(extra, find_faults(vllm_config))
         engine = describe_engine(vllm_config, config.namespace)
         self._metrics = Metrics()
+        self._sums = SumsTaker(self._metrics)
         self._scheduler: ConsumerScheduler | ProducerScheduler | None = None
         self._worker: Worker | None = None
         if role is ECConnectorRole.SCHEDULER:
@@ -125,6 +129,26 @@ class ECMooncakeStoreConnector(ECConnectorBase):
         return None, None
 
     # Both -----------------------------------------------------------------------------------------------------
+
+    def get_ec_connector_stats(self) -> ECConnectorStats | None:
+        """Return what this half has counted since it was last asked; vLLM asks from 0.31 on."""
+        return self._guard(self._sums.take, None)
+
+    @classmethod
+    def build_ec_connector_stats(cls, data: dict[str, Any] | None = None) -> ECConnectorStats | None:
+        """Return such counts from what came over from another process."""
+        return SumsOfStep(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: Any,
+        metric_types: dict[type, type],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> ECConnectorPromMetrics | None:
+        """Return the counters that vLLM's API server shows at its own /metrics."""
+        return NativeMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def shutdown(self) -> None:
         """Release threads, sockets and shared memory; harmless when repeated."""
