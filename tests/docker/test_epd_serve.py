@@ -76,6 +76,18 @@ def test_embeddings_can_be_kept_in_a_shared_directory(model, tmp_path):
     assert "EPD_EC_SHARED_DIR" not in str(command("decode", environ))  # a role without embeddings does not need it
 
 
+def test_vllms_own_connector_can_be_chosen(model, tmp_path):
+    environ = {"EPD_MODEL": model, "EPD_EC_STORE": "example"}
+    with pytest.raises(ConfigurationError, match="EPD_EC_SHARED_DIR='/ec': no directory there"):
+        command("encode", environ)
+    words = command("encode", environ | {"EPD_EC_SHARED_DIR": str(tmp_path)})
+    assert json.loads(option(words, "--ec-transfer-config")) == {
+        "ec_connector": "ECExampleConnector",
+        "ec_role": "ec_producer",
+        "ec_connector_extra_config": {"shared_storage_path": str(tmp_path)},
+    }
+
+
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_a_restarted_instance_is_another_engine_to_its_peers(role, model):
     """Prefill keeps a decode instance's addresses by engine id: a fixed one outlives the instance it belonged to."""

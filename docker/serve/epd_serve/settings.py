@@ -13,6 +13,10 @@ from epd_serve.reading import Reader
 from epd_serve.roles import EC_ROLES, ROLES, VLLM_ROLES
 
 
+EC_STORES = ("mooncake", "shared_dir", "example")
+"""Where embeddings are kept; `example` is vLLM's own ECExampleConnector, whose files nobody removes."""
+
+
 class ConfigurationError(ValueError):
     """The environment asks for something that cannot work; the message lists each fault with its remedy."""
 
@@ -98,7 +102,7 @@ def read_settings(role: str, environ: Mapping[str, str]) -> Settings:
         bind_host=read.text("EPD_BIND_HOST", "0.0.0.0"),
         port=read.number("EPD_PORT", 8000, 1, 65535) + index,
         advertise_host=read.peer_host("EPD_ADVERTISE_HOST", role),
-        ec_store=read.choice("EPD_EC_STORE", "mooncake", ("mooncake", "shared_dir")),
+        ec_store=read.choice("EPD_EC_STORE", "mooncake", EC_STORES),
         ec_shared_dir=read.text("EPD_EC_SHARED_DIR", "/ec"),
         mooncake_host=read.peer_host("EPD_MOONCAKE_HOST", "mooncake-master"),
         mooncake_ports=_mooncake_ports(read),
@@ -153,7 +157,7 @@ def _faults(role: str, settings: Settings) -> list[str]:
             f"EPD_ADVERTISE_HOST={host!r}: expected an IP address on an NPU host: "
             "the transfer engine's id is the address"
         )
-    if role in EC_ROLES and settings.ec_store == "shared_dir" and not Path(settings.ec_shared_dir).is_dir():
+    if role in EC_ROLES and settings.ec_store != "mooncake" and not Path(settings.ec_shared_dir).is_dir():
         found.append(
             f"EPD_EC_SHARED_DIR={settings.ec_shared_dir!r}: no directory there; "
             "expected a volume that all instances mount"

@@ -8,10 +8,14 @@ from epd_serve.settings import Settings
 
 def ec_transfer_config(role: str, settings: Settings) -> dict[str, object]:
     """Return vLLM's --ec-transfer-config; keys under the extra config are those of connector/README.md."""
+    ec_role = "ec_producer" if role == "encode" else "ec_consumer"
+    if settings.ec_store == "example":
+        extra = {"shared_storage_path": settings.ec_shared_dir}
+        return {"ec_connector": "ECExampleConnector", "ec_role": ec_role, "ec_connector_extra_config": extra}
     return {
         "ec_connector": "ECMooncakeStoreConnector",
         "ec_connector_module_path": "epd_connector.connector",
-        "ec_role": "ec_producer" if role == "encode" else "ec_consumer",
+        "ec_role": ec_role,
         "ec_connector_extra_config": {
             **ec_store_config(settings),
             **HARDWARE[settings.hardware].ec_limits,
