@@ -145,6 +145,27 @@ def test_readers_never_see_a_part_of_an_object(extra: dict[str, object], client:
     assert seen <= {b"a" * size_bytes, b"b" * size_bytes}
 
 
+def test_object_is_absent_while_it_is_written_and_that_is_no_error(extra: dict[str, object], client: Client) -> None:
+    """A consumer that waits for an item looks for it again and again, also while it is put."""
+    reader = Client(make(extra))
+    number, size_bytes = 40, 2 << 20
+
+    def write() -> None:
+        for index in range(number):
+            client.put(f"{KEY}{index}", b"a" * size_bytes)
+            client.store.remove(f"{KEY}{index}")
+
+    with ThreadPoolExecutor(1) as threads:
+        done = threads.submit(write)
+        seen = set()
+        while not done.done():
+            for index in range(number):
+                seen.add(reader.store.find_size(f"{KEY}{index}"))
+        done.result()
+    reader.store.close()
+    assert seen <= {None, size_bytes}
+
+
 def test_many_threads_at_once(client: Client) -> None:
     def run(number: int) -> bool:
         offset, key, data = number * 200_000, f"{KEY}{number}", os.urandom(100_000)
@@ -206,6 +227,38 @@ class TestSharedDir:
             else:
                 assert client.store.exists(str(key))
             assert sum(file.stat().st_size for file in (path / FOLDER).iterdir()) <= 1000
+
+    def find_spare(self, path: Path) -> os.stat_result:
+        deadline_s = time.monotonic() + 20
+        while time.monotonic() < deadline_s:
+            for found in (path / FOLDER).glob(f"{DRAFT_PREFIX}*"):
+                if found.stat().st_size:
+                    return found.stat()
+            time.sleep(0.005)
+        raise AssertionError("no spare file was made")
+
+    def test_next_object_goes_into_a_file_that_has_its_pages(self, client: Client, tmp_path: Path) -> None:
+        client.put("a", bytes(200))
+        spare = self.find_spare(tmp_path)
+        client.put("b", b"b" * 100)
+        assert client.store._name("b").stat().st_ino == spare.st_ino  # type: ignore[attr-defined]
+        assert client.store.find_size("b") == 100
+        assert client.get("b", 100) == b"b" * 100
+
+    @pytest.mark.parametrize("size_bytes", [100, 300], ids=["is gone", "is too small"])
+    def test_file_that_does_not_serve_is_done_without(self, client: Client, tmp_path: Path, size_bytes: int) -> None:
+        client.put("a", bytes(200))
+        self.find_spare(tmp_path)
+        if size_bytes < 200:
+            for path in (tmp_path / FOLDER).glob(f"{DRAFT_PREFIX}*"):
+                path.unlink()
+        client.put("b", b"b" * size_bytes)
+        assert client.get("b", size_bytes) == b"b" * size_bytes
+
+    def test_nothing_but_objects_is_left(self, client: Client, tmp_path: Path) -> None:
+        client.put("a", bytes(200))
+        client.store.close()
+        assert [path.stat().st_size for path in (tmp_path / FOLDER).iterdir()] == [200]
 
     def test_budget_holds_over_all_processes(self, client: Client, tmp_path: Path) -> None:
         others = [Client(SharedDirStore(tmp_path, 1000)) for _ in range(3)]

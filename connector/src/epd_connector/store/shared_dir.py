@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .base import StoreError, StoreFullError, StoreUnavailableError
+from .spare import SpareFile
 
 FOLDER = "epd-ec-v1"
 SCAN_INTERVAL_S = 1.0
@@ -41,6 +42,7 @@ class SharedDirStore:
         self._is_connected = False
         self._lock = threading.Lock()
         self._used_bytes = 0
+        self._spare = SpareFile(self._name_draft)
         self._scanned_at_s = float("-inf")
 
     def connect(self, slab: memoryview) -> None:  # noqa: ARG002 - files need no registered memory
@@ -72,8 +74,8 @@ class SharedDirStore:
         """See Store."""
         if self.exists(key):
             return
+        draft = self._take_spare(len(data)) or self._name_draft()
         self._make_room(len(data))
-        draft = self._folder / f"{DRAFT_PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
         with _translated("put"):
             try:
                 _write(draft, data)
@@ -81,6 +83,7 @@ class SharedDirStore:
             except OSError:
                 draft.unlink(missing_ok=True)
                 raise
+        self._make_spare(len(data))
 
     def get(self, key: str, out: memoryview) -> int | None:
         """See Store."""
@@ -107,6 +110,8 @@ class SharedDirStore:
     def close(self) -> None:
         """See Store."""
         self._is_connected = False
+        with self._lock:
+            self._spare.close()
 
     def measure(self) -> tuple[int, int]:
         """Return the number of objects and their size in bytes together."""
@@ -127,6 +132,28 @@ class SharedDirStore:
             raise StoreUnavailableError(f"{self._root} is not connected yet")
         return self._folder / hashlib.sha256(key.encode()).hexdigest()
 
+    def _name_draft(self) -> Path:
+        return self._folder / f"{DRAFT_PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
+
+    def _take_spare(self, size_bytes: int) -> Path | None:
+        """Return a file with pages for an object, out of the budget again; None where a new one serves better."""
+        with self._lock:
+            path, spare_bytes = self._spare.take()
+            self._used_bytes -= spare_bytes
+        if path is None:
+            return None
+        if size_bytes > spare_bytes:
+            path.unlink(missing_ok=True)
+            return None
+        return path
+
+    def _make_spare(self, size_bytes: int) -> None:
+        """Ready a file for the next put, within the budget: nothing is evicted for it."""
+        with self._lock:
+            if self._spare.is_wanted and self._used_bytes + size_bytes <= KEPT_SHARE * self._size_limit_bytes:
+                self._used_bytes += size_bytes
+                self._spare.make(size_bytes)
+
     def _make_room(self, size_bytes: int) -> None:
         if size_bytes > self._size_limit_bytes:
             raise StoreFullError(
@@ -139,8 +166,12 @@ class SharedDirStore:
             self._used_bytes += size_bytes
 
     def _scan_and_evict(self, wanted_bytes: int) -> None:
+        self._spare.settle()
         files = sorted(self._list_files(), key=lambda file: file[0])
         used_bytes = sum(size for _, size, _ in files)
+        if used_bytes + wanted_bytes > self._size_limit_bytes and self._spare.discard():
+            files = sorted(self._list_files(), key=lambda file: file[0])
+            used_bytes = sum(size for _, size, _ in files)
         dead_before_s = time.time() - DRAFT_LIFE_S
         is_full = used_bytes + wanted_bytes > self._size_limit_bytes
         target_bytes = max(0, int(KEPT_SHARE * self._size_limit_bytes) - wanted_bytes)
@@ -162,11 +193,12 @@ class SharedDirStore:
 
 
 def _write(path: Path, data: memoryview) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         done = 0
         while done < len(data):
             done += os.write(file, data[done:])
+        os.ftruncate(file, done)  # a spare may be longer
     finally:
         os.close(file)  # raises what a network file system put off
 
