@@ -17,6 +17,7 @@ from epd_connector.device import HostDevice
 from epd_connector.header import Header, checksum
 from epd_connector.keys import ModelIdentity, build_key, hash_item_id
 from epd_connector.link import LinkClient
+from epd_connector.metadata import StepMetadata
 from epd_connector.metrics import Metrics
 from epd_connector.producer_scheduler import ProducerScheduler
 from epd_connector.scheduler import ConsumerScheduler
@@ -36,25 +37,37 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
         time.sleep(0.005)
 
 
+def load(worker: Worker, metadata: StepMetadata) -> dict[str, torch.Tensor]:
+    """Return what one rank has in its encoder cache after a step."""
+    encoder_cache: dict[str, torch.Tensor] = {}
+    worker.load(metadata, encoder_cache)
+    return encoder_cache
+
+
 class Instance:
     """One engine: its worker, its scheduler, and the calls vLLM makes in one step."""
 
     def __init__(
-        self, store: dict[str, object], slab_dir: Path, name: str, *, is_producer: bool, **extra: object
+        self, store: dict[str, object], slab_dir: Path, name: str, *, is_producer: bool, ranks: int = 1, **extra: object
     ) -> None:
         config = read_config({**store, "slab_dir": str(slab_dir), "slab_size_mb": 16, **extra})
-        engine = Engine(name, 0, 1, is_producer, not is_producer, {}, IDENTITY)
+        engine = Engine(name, 0, ranks, is_producer, not is_producer, {}, IDENTITY)
         directory = name_directory(config.slab_dir, name, 0)
         self.metrics, self.scheduler_metrics = Metrics(), Metrics()
-        self.worker = Worker(
-            config=config,
-            engine=engine,
-            place=Place(0),
-            directory=directory,
-            device=HostDevice(),
-            metrics=self.metrics,
-            store=make_store(config, lambda: "127.0.0.1", HostDevice()),
+        own_store = make_store(config, lambda: "127.0.0.1", HostDevice())
+        self.worker, *self.others = (
+            Worker(
+                config=config,
+                engine=engine,
+                place=Place(rank),
+                directory=directory,
+                device=HostDevice(),
+                metrics=self.metrics,
+                store=None if rank else own_store,
+            )
+            for rank in range(ranks)
         )
+        self.metadata = StepMetadata()
         make = ProducerScheduler if is_producer else ConsumerScheduler
         self.scheduler: ProducerScheduler | ConsumerScheduler = make(
             config, LinkClient(directory), self.scheduler_metrics
@@ -94,10 +107,8 @@ class Instance:
         self.defer(Feature(item_id, rows, rows))
         self.scheduler.has_item(item_id)
         self.scheduler.record_allocation(item_id)
-        metadata = self.scheduler.close_step([f"request-{self.requests}"], [])
-        encoder_cache: dict[str, torch.Tensor] = {}
-        self.worker.load(metadata, encoder_cache)
-        return encoder_cache.get(item_id)
+        self.metadata = self.scheduler.close_step([f"request-{self.requests}"], [])
+        return load(self.worker, self.metadata).get(item_id)
 
     def take_now(self, item_id: str, rows: int) -> tuple[torch.Tensor | None, float]:
         """Like ``take``, but vLLM does not announce the request; return the standstill too, in seconds."""
@@ -109,9 +120,7 @@ class Instance:
         stall_s = time.monotonic() - started_s
         self.scheduler.record_allocation(item_id)
         metadata = self.scheduler.close_step([lookup.request_id], [])
-        encoder_cache: dict[str, torch.Tensor] = {}
-        self.worker.load(metadata, encoder_cache)
-        return encoder_cache.get(item_id), stall_s
+        return load(self.worker, metadata).get(item_id), stall_s
 
     def misses(self, reason: str) -> float:
         return self.scheduler_metrics.snapshot().get(f"epd_ec_misses|{reason}", 0)
@@ -193,6 +202,26 @@ def test_view_with_strides_arrives_and_a_copy_is_kept(make: Make) -> None:
         assert consume.take(f"other{number}", 64) is not None
     assert taken is not None
     assert torch.equal(taken, tensor)
+
+
+@BACKENDS
+def test_every_rank_loads_from_one_slab_and_the_slowest_finds_it_as_it_was(make_any: Make) -> None:
+    encode, consume = make_any("encode"), make_any("consume", ranks=2, slab_size_mb=1)
+    (slow_rank,) = consume.others
+    steps = []
+    while len(steps) < 1000:  # until the slab is full of what the slow rank has not read
+        name, tensor = f"item{len(steps)}", embedding(seed=len(steps))
+        encode.encode(name, tensor)
+        taken = consume.take(name, 64)
+        if taken is None:
+            break
+        assert torch.equal(taken, tensor)
+        steps.append((name, tensor, consume.metadata))
+    assert 30 < len(steps) < 60
+    for name, tensor, metadata in steps:
+        assert torch.equal(load(slow_rank, metadata)[name], tensor)
+    encode.encode("last", embedding())
+    assert consume.take("last", 64) is not None
 
 
 @BACKENDS
