@@ -113,6 +113,12 @@ smoke: venv ## live tests: real containers, real requests
 bench-proxy: venv ## compare the proxy with vllm-router on this machine and write docs/performance.md (BENCH=path of proxy_bench.py)
 	$(BIN)/python tests/bench/compare.py $(if $(BENCH),--bench $(BENCH)) $(ARGS)
 
+bench-ec: venv ## hand embeddings over by vLLM's example connector and by ours; writes docs/ec-performance.md
+	@$(EPD) bench-ec $(ARGS)
+
+bench-turns: venv ## ask about one picture again, of the split stack and of one vLLM; writes docs/ec-performance.md
+	@$(EPD) bench-turns $(ARGS)
+
 docs: venv ## write docs/proxy-settings.md anew, from what the proxy says of itself
 	$(BIN)/python scripts/proxy_settings.py
 

@@ -30,6 +30,7 @@ WEIGHT_STD = 0.08
 PATCH_PIXELS = 28 * 28
 MIN_IMAGE_TOKENS, MAX_IMAGE_TOKENS = 4, 256
 MAX_POSITIONS = 32768
+HEAD_WIDTH = 32
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -81,17 +82,20 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_config(
-    tokenizer: PreTrainedTokenizerFast, *, vision_depth: int = 2, vision_width: int = 64
+    tokenizer: PreTrainedTokenizerFast, *, vision_depth: int = 2, vision_width: int = 64, text_width: int = 128
 ) -> Qwen2_5_VLConfig:
-    """Return the configuration; `vision_depth` layers of `vision_width` make the encoder as heavy as wanted."""
+    """Return the configuration.
+
+    `vision_depth` layers of `vision_width` make the encoder as heavy as wanted, and `text_width` an embedding as large:
+    it has that many values a token.
+    """
     token_id = tokenizer.convert_tokens_to_ids
-    text_width = 128
     return Qwen2_5_VLConfig(
         text_config={
             "hidden_size": text_width,
             "intermediate_size": 256,
             "num_hidden_layers": 2,
-            "num_attention_heads": 4,
+            "num_attention_heads": text_width // HEAD_WIDTH,
             "num_key_value_heads": 2,
             "vocab_size": len(tokenizer),
             "max_position_embeddings": MAX_POSITIONS,
@@ -126,8 +130,8 @@ def make_model(config: Qwen2_5_VLConfig, seed: int) -> Qwen2_5_VLForConditionalG
     return model.to(torch.bfloat16)
 
 
-def save(out: Path, *, seed: int = 0, vision_depth: int = 2, vision_width: int = 64) -> None:
-    """Write model, tokenizer and processor to the folder `out`."""
+def save(out: Path, *, seed: int = 0, **sizes: int) -> None:
+    """Write model, tokenizer and processor to the folder `out`; `sizes` are those of :func:`make_config`."""
     tokenizer = make_tokenizer()
     size = {"shortest_edge": MIN_IMAGE_TOKENS * PATCH_PIXELS, "longest_edge": MAX_IMAGE_TOKENS * PATCH_PIXELS}
     processor = Qwen2_5_VLProcessor(
@@ -136,7 +140,7 @@ def save(out: Path, *, seed: int = 0, vision_depth: int = 2, vision_width: int =
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE,
     )
-    model = make_model(make_config(tokenizer, vision_depth=vision_depth, vision_width=vision_width), seed)
+    model = make_model(make_config(tokenizer, **sizes), seed)
     model.save_pretrained(out)
     processor.save_pretrained(out)
     for file in out.iterdir():
@@ -150,8 +154,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vision-depth", type=int, default=2, help="layers of the vision tower (default: %(default)s)")
     parser.add_argument("--vision-width", type=int, default=64, help="width of its layers, a multiple of 16")
+    parser.add_argument("--text-width", type=int, default=128, help="width of embeddings, a multiple of 64")
     args = parser.parse_args()
-    save(args.out, seed=args.seed, vision_depth=args.vision_depth, vision_width=args.vision_width)
+    sizes = {"vision_depth": args.vision_depth, "vision_width": args.vision_width, "text_width": args.text_width}
+    save(args.out, seed=args.seed, **sizes)
     size_bytes = sum(f.stat().st_size for f in args.out.iterdir())
     print(f"wrote {args.out} ({size_bytes / 1e6:.1f} MB)")
 

@@ -197,14 +197,29 @@ def test_faults(it: Context, words: list[str]) -> int:
     return _test_live(it, "tests/faults", words)
 
 
+def bench_ec(it: Context, words: list[str]) -> int:
+    """Measure how an embedding gets from process to process."""
+    return _attach(_served(it), "python", "tests/bench/ec.py", *words)
+
+
+def bench_turns(it: Context, words: list[str]) -> int:
+    """Measure the time to the first token when a picture is asked about again."""
+    return _attach(_served(it), "python", "tests/bench/turns.py", *words)
+
+
 def _test_live(it: Context, folder: str, words: list[str]) -> int:
+    return _attach(_served(it), "pytest", folder, *words)
+
+
+def _served(it: Context) -> dict[str, str]:
     prepare_engine(it)
-    return _run_live(provide_images(it, images.SERVED, pull=it.settings.pull), folder, *words)
+    return provide_images(it, images.SERVED, pull=it.settings.pull)
 
 
-def _run_live(tags: Mapping[str, str], *words: str) -> int:
-    pytest = str(venv.program(ROOT, "pytest"))
-    return command.attach(pytest, *words, env=images.variables(tags), fix="remove .venv, then `make venv`")
+def _attach(tags: Mapping[str, str], program: str, *words: str) -> int:
+    environment = {**images.variables(tags), "PYTHONPATH": "scripts:tests"}
+    argv = (str(venv.program(ROOT, program)), *words)
+    return command.attach(*argv, env=environment, fix="remove .venv, then `make venv`")
 
 
 def test_connector(it: Context, words: list[str]) -> int:
@@ -235,7 +250,7 @@ def test_compat(it: Context, words: list[str]) -> int:
     tags = provide_images(it, (cpu, test, "proxy"), pull=False)
     code = _run_in_image(tags[test], "tests/connector/test_contract.py")
     served = {"cpu": tags[cpu], "proxy": tags["proxy"]}
-    return code or _run_live(served, "tests/smoke/test_1e1pd.py", *words[1:])
+    return code or _attach(served, "pytest", "tests/smoke/test_1e1pd.py", *words[1:])
 
 
 def _run_in_image(tag: str, *words: str) -> int:
@@ -297,6 +312,8 @@ COMMANDS: dict[str, tuple[Callable[[Context, list[str]], int], str]] = {
     "status": (status, "show how the stack is"),
     "smoke": (smoke, "live tests in containers"),
     "test-faults": (test_faults, "live tests of what befalls the store of embeddings"),
+    "bench-ec": (bench_ec, "how an embedding gets from process to process"),
+    "bench-turns": (bench_turns, "time to the first token when a picture is asked about again"),
     "test-connector": (test_connector, "the connector's tests, in the image"),
     "test-compat": (test_compat, "the tests that another version of vLLM has to pass"),
     "check-ascend-image": (check_ascend_image, "build the Ascend image on a stand-in for CANN's"),

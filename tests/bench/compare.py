@@ -15,9 +15,10 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+import marked
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 # All that is on by default: metrics, access log, health probes, names of items, the table of known items.
 OURS = "-m epd_proxy --host 127.0.0.1 --port {port} --encode {encode} --prefill-decode {pd}"
 # Each request goes to the encoder, as with pictures that were never seen.
@@ -50,7 +51,7 @@ def main() -> int:
     measured = measure(args.bench, args.python, args.seconds, args.rounds)
     text = table(measured, args.python, args.seconds, args.rounds)
     print(text)
-    write(text)
+    marked.write(DOCUMENT, "measured", text)
     return 0
 
 
@@ -101,13 +102,6 @@ def table(measured: dict[str, dict[str, dict[str, Any]]], python: Path, seconds:
         cells.append(f"{text['bad'] + mm['bad']:.0f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def write(text: str) -> None:
-    """Put ``text`` between the marks of the document."""
-    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 if __name__ == "__main__":

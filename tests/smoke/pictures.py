@@ -7,10 +7,13 @@ import random
 from PIL import Image, ImageDraw
 
 
-def picture(seed: int, kind: str = "png") -> str:
-    """Return a data URL of a picture that the seed decides; `kind` is png, jpeg or webp."""
+def picture(seed: int, kind: str = "png", size: tuple[int, int] | None = None) -> str:
+    """Return a data URL of a picture that the seed decides, `size` (in pixels) too if none is given.
+
+    `kind` is png, jpeg or webp.
+    """
     rnd = random.Random(seed)
-    size = (rnd.randrange(120, 420), rnd.randrange(120, 420))
+    size = size or (rnd.randrange(120, 420), rnd.randrange(120, 420))
     image = Image.new("RGB", size, tuple(rnd.randbytes(3)))
     draw = ImageDraw.Draw(image)
     for _ in range(6):
