@@ -20,7 +20,6 @@ from epd_connector.link import (
     Fetch,
     LinkClient,
     Missing,
-    NoRoom,
     Ready,
     Release,
     Reply,
@@ -156,13 +155,10 @@ def test_only_items_that_were_promised_in_the_step_are_loaded(scheduler: Consume
 
 def test_promise_holds_to_the_end_of_the_step(scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
     make_ready(scheduler, worker, "a")
-    load(scheduler, "a")
     assert scheduler.has_item("a")
-    # The same uuid with other rows, and a slab that is full: neither may take it back now.
+    # The same uuid with other rows may not take it back now.
     scheduler.ensure_available("r2", [feature("a", rows=5), feature("b")])
-    worker.receive()
-    worker.send(NoRoom("b"))
-    scheduler.ensure_available("r2", [feature("b")])
+    assert worker.receive() == [Fetch("b", 4)]
     assert scheduler.has_item("a")
     scheduler.record_allocation("a")
     assert [item_id for item_id, _ in scheduler.close_step([], []).loads] == ["a"]
@@ -266,16 +262,67 @@ def test_who_does_not_wait_is_not_held_up_by_who_does(
     assert not scheduler.ensure_available("r", [feature("a")], True)
 
 
-def test_full_slab_gives_up_loaded_items_only(scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
-    make_ready(scheduler, worker, "loaded", offset=256)
-    load(scheduler, "loaded")
+def test_what_was_loaded_gives_its_place_back_and_is_vllms_own_until_evicted(
+    scheduler: ConsumerScheduler, worker: FakeWorker
+) -> None:
+    make_ready(scheduler, worker, "a")
+    load(scheduler, "a")
+    assert worker.receive() == [Release(256, after_step=1)]
+    assert scheduler.ensure_available("later", [feature("a")])
+    assert scheduler.close_step([], ["another"]).loads == ()
+    assert scheduler.ensure_available("later still", [feature("a")])
+    assert worker.receive() == []
+    scheduler.close_step([], ["a"])
+    assert not scheduler.ensure_available("after that", [feature("a")])
+    assert worker.receive() == [Fetch("a", 4)]
+
+
+def test_what_was_encoded_here_is_not_asked_for_until_evicted(
+    scheduler: ConsumerScheduler, worker: FakeWorker, clock: Clock
+) -> None:
+    make_ready(scheduler, worker, "came too late", offset=4096)
+    scheduler.ensure_available("r", [feature("a")])
+    worker.receive()
+    worker.send(Missing("a", "absent"))
+    assert scheduler.ensure_available("r", [feature("a")])
+    for item_id in ("a", "came too late"):
+        scheduler.record_allocation(item_id)
+    assert scheduler.close_step([], []).loads == ()
+    assert worker.receive() == [Release(4096, after_step=0)]
+    clock.now_s += 1
+    assert scheduler.ensure_available("later", [feature("a"), feature("came too late")])
+    assert worker.receive() == []
+    scheduler.close_step([], ["a"])
+    assert not scheduler.ensure_available("after that", [feature("a"), feature("came too late")])
+    assert worker.receive() == [Fetch("a", 4)]
+
+
+def test_question_for_what_vllm_should_have_is_a_miss_once(scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
+    """vLLM's cache was emptied without a word."""
+    make_ready(scheduler, worker, "a")
+    load(scheduler, "a")
+    worker.receive()
+    assert not scheduler.has_item("a")
+    assert not scheduler.ensure_available("later", [feature("a")])
+    assert worker.receive() == [Fetch("a", 4)]
+
+
+def test_item_that_is_evicted_and_loaded_in_one_step_is_held(scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
+    make_ready(scheduler, worker, "a")
+    load(scheduler, "a")
+    scheduler.close_step([], ["a"])
+    make_ready(scheduler, worker, "a")
+    scheduler.has_item("a")
+    scheduler.record_allocation("a")
+    assert len(scheduler.close_step([], ["a"]).loads) == 1
+    assert scheduler.ensure_available("later", [feature("a")])
+
+
+def test_full_slab_is_a_miss(scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
     make_ready(scheduler, worker, "waiting", offset=8192)
     assert not scheduler.ensure_available("r", [feature("new")])
     worker.receive()
-    worker.send(NoRoom("new"))
-    assert not scheduler.ensure_available("r", [feature("new")])
-    assert worker.receive() == [Release(256, after_step=1), Fetch("new", 4)]
-    worker.send(NoRoom("new"))
+    worker.send(Missing("new", "slab_full"))
     assert scheduler.ensure_available("r", [feature("new")])
     assert not scheduler.has_item("new")
     assert scheduler.has_item("waiting")
@@ -295,7 +342,7 @@ def test_unused_items_are_given_back_and_nothing_grows(
     clock.now_s += 61
     scheduler.close_step(["request-a"], [])
     assert worker.receive() == [Release(256, 0)]
-    assert repr(scheduler) == "<ConsumerScheduler: 0 fetching, 0 ready, 0 missed, 0 requests, step 0>"
+    assert repr(scheduler) == "<ConsumerScheduler: 0 fetching, 0 ready, 0 missed, 0 held, 0 requests, step 0>"
 
 
 def test_answer_that_nobody_waits_for_is_released(scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
@@ -355,7 +402,8 @@ class TestSynchronousFetch:
         asked: list[Request] = []
 
         def run() -> None:
-            asked.extend(worker.receive())
+            while not asked:  # connected is not asked yet
+                asked.extend(worker.receive())
             time.sleep(after_s)
             worker.send(*replies)
 

@@ -1,6 +1,7 @@
 """Producer and consumer workers with the whole chain between them: slab, socket, real Mooncake master and pool."""
 
 import ctypes
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -108,7 +109,9 @@ class Instance:
         self.scheduler.has_item(item_id)
         self.scheduler.record_allocation(item_id)
         self.metadata = self.scheduler.close_step([f"request-{self.requests}"], [])
-        return load(self.worker, self.metadata).get(item_id)
+        taken = load(self.worker, self.metadata).get(item_id)
+        self.scheduler.close_step([], [item_id])  # an encoder cache that keeps nothing
+        return taken
 
     def take_now(self, item_id: str, rows: int) -> tuple[torch.Tensor | None, float]:
         """Like ``take``, but vLLM does not announce the request; return the standstill too, in seconds."""
@@ -119,8 +122,9 @@ class Instance:
         self.scheduler.has_item(item_id, lookup)
         stall_s = time.monotonic() - started_s
         self.scheduler.record_allocation(item_id)
-        metadata = self.scheduler.close_step([lookup.request_id], [])
-        return load(self.worker, metadata).get(item_id), stall_s
+        taken = load(self.worker, self.scheduler.close_step([lookup.request_id], [])).get(item_id)
+        self.scheduler.close_step([], [item_id])
+        return taken, stall_s
 
     def misses(self, reason: str) -> float:
         return self.scheduler_metrics.snapshot().get(f"epd_ec_misses|{reason}", 0)
@@ -485,6 +489,19 @@ def test_metrics_of_both_processes_on_one_port(make: Make) -> None:
     assert "epd_ec_local_encodes_total 1.0" in text
     assert "epd_ec_get_bytes_total 16640.0" in text
     assert "epd_ec_breaker_open 0.0" in text
+
+
+def test_what_was_counted_is_in_the_log_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("epd_connector.service.LOG_INTERVAL_S", 0.0)
+    caplog.set_level(logging.INFO, "epd_connector")
+    encode = make("encode", probe_interval_ms=50)
+    encode.encode("a", embedding())
+    wait_until(lambda: "published=1" in caplog.text)
+    encode.encode("b", embedding(seed=1))
+    wait_until(lambda: caplog.text.count("published=1") == 2)
+    assert "published=2" not in caplog.text  # each line tells of what came since the one before
 
 
 def test_taken_metrics_port_is_refused_and_leaves_nothing(make: Make, pool: MooncakePool, tmp_path: Path) -> None:

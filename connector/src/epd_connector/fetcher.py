@@ -6,7 +6,7 @@ from collections.abc import Callable
 from .access import StoreAccess
 from .header import HEADER_SIZE_BYTES, HeaderError, WrongRowsError, verify_object
 from .keys import hash_item_id
-from .link import Fetch, Missing, NoRoom, Ready, Reply
+from .link import Fetch, Missing, Ready, Reply
 from .metadata import Location
 from .store.base import StoreError, StoreTimeoutError, StoreUnavailableError
 
@@ -58,7 +58,7 @@ class Fetcher:
             return Missing(request.item_id, "too_large")
         offset = self._access.allocator.allocate(size_bytes, ROOM_TIMEOUT_S)
         if offset is None:
-            return NoRoom(request.item_id)
+            return Missing(request.item_id, "slab_full")
         return self._release_unless_ready(offset, lambda: self._read(request, key, offset, size_bytes))
 
     def _release_unless_ready(self, offset: int, read: Callable[[], Reply]) -> Reply:

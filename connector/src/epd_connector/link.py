@@ -68,12 +68,6 @@ class Missing(msgspec.Struct, tag=True, frozen=True):
     reason: str
 
 
-class NoRoom(msgspec.Struct, tag=True, frozen=True):
-    """Worker answers Fetch: the slab is full now, release something and ask again."""
-
-    item_id: str
-
-
 class Confirmed(msgspec.Struct, tag=True, frozen=True):
     """Worker answers Confirm: done, as far as it could be done."""
 
@@ -81,7 +75,7 @@ class Confirmed(msgspec.Struct, tag=True, frozen=True):
 
 
 Request = Fetch | Confirm | Release | Counts
-Reply = Ready | Missing | NoRoom | Confirmed
+Reply = Ready | Missing | Confirmed
 
 
 class LinkClient:

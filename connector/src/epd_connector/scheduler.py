@@ -1,8 +1,10 @@
 """The scheduler's side: decides, from dictionaries alone, which items come from the store.
 
-Per item: unknown → FETCHING → READY | MISSED. The worker looks the item up, fetches and verifies it while the
-state is FETCHING; this side only reads what it answered. It runs on vLLM's scheduler thread alone, so it needs no
-lock, and it must not import anything of the worker's side.
+Per item: unknown → FETCHING → READY | MISSED → HELD. The worker looks the item up, fetches and verifies it while the
+state is FETCHING; this side only reads what it answered. Once loaded or encoded, an item is HELD by vLLM's own encoder
+cache until vLLM says that it was evicted there: its place in the slab is free at once, so that the next item is written
+where the processor's caches are warm. All runs on vLLM's scheduler thread, without a lock; nothing of the worker's side
+may be imported.
 """
 
 import enum
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 
 from .compat import Feature, Lookup
 from .config import ConnectorConfig
-from .link import MAX_ITEM_ID_CHARS, Confirmed, CountsSender, Fetch, LinkClient, Missing, NoRoom, Ready, Release, Reply
+from .link import MAX_ITEM_ID_CHARS, Confirmed, CountsSender, Fetch, LinkClient, Missing, Ready, Release, Reply
 from .metadata import Location, StepMetadata
 from .metrics import Metrics
 from .stall import StallBudget
@@ -33,6 +35,7 @@ class State(enum.Enum):
     FETCHING = enum.auto()
     READY = enum.auto()
     MISSED = enum.auto()
+    HELD = enum.auto()
 
 
 @dataclass(slots=True)
@@ -48,8 +51,6 @@ class Item:
     """Whether it is MISSED since the store does not have it."""
     is_awaited: bool = False
     """Whether it is FETCHING for a request whose items are on their way: then absent is not yet a miss."""
-    loaded_in_step: int = 0
-    """Last step whose metadata asked the workers to copy it; 0 for none."""
 
 
 @dataclass(slots=True)
@@ -133,6 +134,8 @@ class ConsumerScheduler:
             self._fetch_now(item_id, lookup)
         item = self._items.get(item_id)
         if item is None or item.state is not State.READY:
+            if item is not None and item.state is State.HELD:
+                self._forget(item_id)  # or vLLM would not ask
             return False
         self._step_hits.add(item_id)
         return True
@@ -145,15 +148,19 @@ class ConsumerScheduler:
             self._metrics.count("epd_ec_hits")
         else:
             self._metrics.count("epd_ec_local_encodes")
+            if item is not None:
+                self._hold(item_id, item)
 
-    def close_step(self, finished_request_ids: Iterable[str], evicted_item_ids: Iterable[str]) -> StepMetadata:  # noqa: ARG002
-        """Return the loads of the step and begin the next one."""
+    def close_step(self, finished_request_ids: Iterable[str], evicted_item_ids: Iterable[str]) -> StepMetadata:
+        """Return the loads of the step and begin the next one; ``evicted_item_ids`` are gone from vLLM's cache."""
+        for item_id in evicted_item_ids:
+            if item_id in self._items and self._items[item_id].state is State.HELD:
+                self._forget(item_id)
         loads = tuple(self._step_loads.items())
         if loads:
             self._step += 1
         for item_id, _ in loads:
-            self._items[item_id].loaded_in_step = self._step
-            self._touch(item_id, self._clock())
+            self._hold(item_id, self._items[item_id], self._step)
         self._step_loads.clear()
         self._step_hits.clear()
         for request_id in finished_request_ids:
@@ -188,7 +195,7 @@ class ConsumerScheduler:
 
     def _is_settled(self, feature: Feature, wait: Wait, now_s: float) -> bool:
         item = self._items.get(feature.item_id)
-        if item is not None and item.state is State.READY and item.rows != feature.rows:
+        if item is not None and item.state in (State.READY, State.HELD) and item.rows != feature.rows:
             # A client's uuid used twice. The earlier answer was checked against other rows.
             if feature.item_id in self._step_hits:
                 return True
@@ -257,17 +264,6 @@ class ConsumerScheduler:
             item.state, item.location, item.changed_at_s = State.READY, reply.location, self._clock()
         elif isinstance(reply, Missing):
             self._miss(reply.item_id, item.rows, reply.reason, awaited=item.is_awaited)
-        elif isinstance(reply, NoRoom):
-            self._make_room(reply.item_id, item)
-
-    def _make_room(self, item_id: str, item: Item) -> None:
-        """Release what was loaded already; when nothing is left to release, the item is a miss."""
-        idle = [key for key, other in self._items.items() if other.loaded_in_step and key not in self._step_hits]
-        if not idle:
-            self._miss(item_id, item.rows, "slab_full")
-            return
-        self._drop(idle[0])
-        self._link.send(Fetch(item_id, item.rows))
 
     def _miss(self, item_id: str, rows: int, reason: str, *, awaited: bool = False) -> None:
         self._forget(item_id)
@@ -276,10 +272,15 @@ class ConsumerScheduler:
         if not (awaited and reason == "absent"):
             self._metrics.count("epd_ec_misses", label=reason)
 
-    def _drop(self, item_id: str) -> None:
+    def _hold(self, item_id: str, item: Item, loaded_in_step: int = 0) -> None:
+        self._drop(item_id, loaded_in_step)  # its place is used again when all ranks have finished that step
+        now_s = self._clock()
+        self._items[item_id] = Item(State.HELD, item.rows, now_s, now_s)
+
+    def _drop(self, item_id: str, loaded_in_step: int = 0) -> None:
         item = self._items[item_id]
         if item.location is not None:
-            self._link.send(Release(item.location.offset, item.loaded_in_step))
+            self._link.send(Release(item.location.offset, loaded_in_step))
         self._forget(item_id)
 
     def _forget(self, item_id: str) -> None:

@@ -40,7 +40,7 @@ class Store(Protocol):
         """Tell whether a finished object is there; keeps it from eviction for the store's lease, if it has one."""
 
     def find_size(self, key: str) -> int | None:
-        """Return the object's size in bytes, None when it is absent or being written; keeps it from eviction like ``exists``."""
+        """Return the object's size in bytes, None when it is absent or being written; like ``exists`` else."""
 
     def put(self, key: str, data: memoryview) -> None:
         """Store a part of the slab. An object that is there already stays as it is and that is no error."""

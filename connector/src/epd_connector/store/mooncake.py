@@ -1,8 +1,9 @@
 """Mooncake Store as backend. This process contributes no memory: the pool belongs to a store service.
 
-Return codes were measured with Mooncake 0.3.13.post1 over TCP: -200 no room, -600 bad argument or not set up, -703 being
-written, -704 absent, -800 transfer failed (the pool's owner died), -900 master unreachable, -901 master too late. After a master's
-restart the client registers itself again without help, and the pool's owner remounts its memory within about 2 s.
+Return codes were measured with Mooncake 0.3.13.post1 over TCP: -200 no room, -600 bad argument or not set up, -703
+being written, -704 absent, -800 transfer failed (the pool's owner died), -900 master unreachable, -901 master too late.
+After a master's restart the client registers itself again without help, and the pool's owner remounts its memory within
+about 2 s.
 """
 
 import logging
