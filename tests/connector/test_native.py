@@ -11,7 +11,7 @@ from epd_connector.native import SumsOfStep, SumsTaker
 
 def test_each_sum_is_handed_out_once() -> None:
     metrics = Metrics()
-    taker = SumsTaker(metrics)
+    taker = SumsTaker(metrics.snapshot)
     assert taker.take() is None
     metrics.count("epd_ec_hits")
     metrics.count("epd_ec_misses", label="absent")

@@ -71,7 +71,7 @@ else:
         class ECConnectorPromMetrics:
             """Stands in for vLLM's."""
 
-            def __init__(self, vllm_config, metric_types, labelnames, per_engine_labelvalues) -> None:  # noqa: ANN001, ARG002
+            def __init__(self, vllm_config, metric_types, labelnames, per_engine_labelvalues) -> None:  # noqa: ARG002
                 self._counter_cls = metric_types[Counter]
                 self._labelnames = labelnames
                 self.per_engine_labelvalues = per_engine_labelvalues

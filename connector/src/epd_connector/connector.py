@@ -57,7 +57,7 @@ class ECMooncakeStoreConnector(ECConnectorBase):
         config = read_config(extra, find_faults(vllm_config))
         engine = describe_engine(vllm_config, config.namespace)
         self._metrics = Metrics()
-        self._sums = SumsTaker(self._metrics)
+        self._sums = SumsTaker(self._metrics.snapshot)
         self._scheduler: ConsumerScheduler | ProducerScheduler | None = None
         self._worker: Worker | None = None
         if role is ECConnectorRole.SCHEDULER:

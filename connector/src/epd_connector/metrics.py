@@ -114,6 +114,15 @@ class Metrics:
             return dict(self._sums)
 
 
+def add_sums(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return sums by ``name|label`` of several processes together."""
+    sums: dict[str, float] = {}
+    for part in parts:
+        for key, value in part.items():
+            sums[key] = sums.get(key, 0) + value
+    return sums
+
+
 class Collector:
     """Adds up the sums of both processes whenever Prometheus asks."""
 
@@ -125,10 +134,7 @@ class Collector:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric, also those that are still 0."""
-        sums: dict[str, float] = {}
-        for source in self._sources:
-            for key, value in source().items():
-                sums[key] = sums.get(key, 0) + value
+        sums = add_sums(source() for source in self._sources)
         for name, (text, label) in COUNTERS.items():
             counter = CounterMetricFamily(name, text, labels=[label[0]] if label else [])
             for part in label[1] if label else ("",):

@@ -4,11 +4,11 @@ They bear the names of :mod:`.metrics`, with vLLM's labels. What is there a summ
 histograms of hooks are at the connector's own port alone: vLLM hands on sums of a step, not single calls.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .compat import ECConnectorPromMetrics, ECConnectorStats
-from .metrics import COUNTERS, SUMMARIES, Metrics
+from .metrics import COUNTERS, SUMMARIES
 
 
 class SumsOfStep(ECConnectorStats):
@@ -36,15 +36,15 @@ class SumsOfStep(ECConnectorStats):
 
 
 class SumsTaker:
-    """Hands out what was counted since it was last asked."""
+    """Hands out what was counted since it was last asked; ``read`` returns all sums so far, by ``name|label``."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, read: Callable[[], Mapping[str, float]]) -> None:
+        self._read = read
         self._taken: Mapping[str, float] = {}
 
     def take(self) -> SumsOfStep | None:
         """Return the difference, None when there is none."""
-        sums = self._metrics.snapshot()
+        sums = self._read()
         grown = {
             key: value - self._taken.get(key, 0)
             for key, value in sums.items()

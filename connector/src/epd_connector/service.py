@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,8 @@ from .device import Device
 from .fetcher import Fetcher
 from .keys import KEY_PREFIX
 from .link import Confirm, Confirmed, Counts, Fetch, LinkServer, Missing, Release, Request
-from .metrics import Collector, Metrics, MetricsServer
+from .metrics import Collector, Metrics, MetricsServer, add_sums
+from .native import SumsTaker
 from .publisher import Publisher
 from .slab import Allocator, OwnedDirectory, Slab
 from .store.base import Store, StoreError, StoreUnavailableError
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 SLAB_NAME = "slab"
 PROBE_KEY = f"{KEY_PREFIX}/probe"
 JOIN_TIMEOUT_S = 2.0
+LOG_INTERVAL_S = 60.0
+"""One line of what was counted, when anything was, after so long."""
 
 
 class StoreService:
@@ -69,6 +73,8 @@ class StoreService:
         except Exception:
             self._directory.close()
             raise
+        self._counted = SumsTaker(lambda: add_sums([metrics.snapshot(), self._scheduler_sums]))
+        self._logged_at_s = time.monotonic()
         self._prober = threading.Thread(target=self._probe_until_closed, name="epd-ec-probe", daemon=True)
         self._prober.start()
 
@@ -128,6 +134,13 @@ class StoreService:
         finally:
             self._link.reply(Confirmed(item_id))
 
+    def _log_counts(self) -> None:
+        if time.monotonic() - self._logged_at_s < LOG_INTERVAL_S:
+            return
+        self._logged_at_s = time.monotonic()
+        if (counted := self._counted.take()) is not None:
+            log.info("Since the last such line: %s", ", ".join(f"{k}={v}" for k, v in counted.reduce().items()))
+
     def _probe_until_closed(self) -> None:
         self._device.enter_thread()
         is_connected = False
@@ -149,4 +162,5 @@ class StoreService:
             if is_open != was_open:
                 log.warning("The store is %s now.", "not used, items are encoded locally," if is_open else "used")
             was_open = is_open
+            self._log_counts()
             self._closing.wait(self._config.probe_interval_ms / 1000)
