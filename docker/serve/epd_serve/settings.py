@@ -12,7 +12,6 @@ from epd_serve.hardware import HARDWARE
 from epd_serve.reading import Reader
 from epd_serve.roles import EC_ROLES, ROLES, VLLM_ROLES
 
-
 EC_STORES = ("mooncake", "shared_dir", "example")
 """Where embeddings are kept; `example` is vLLM's own ECExampleConnector, whose files nobody removes."""
 
