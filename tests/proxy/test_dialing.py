@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from epd_proxy.config import Timeouts
 from epd_proxy.errors import BackendConnectError
 from epd_proxy.upstream import Call, Upstream, dialing
-from fakes.wire import WireBackend, serve, whole
+from fakes.wire import Peer, WireBackend, serve, whole
 
 FIRST, SECOND, NOBODY = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 
@@ -88,3 +89,36 @@ def test_each_address_is_tried(names: Names) -> None:
         assert await fetch(upstream, url) == b"second"
 
     run(script)
+
+
+async def test_a_held_connection_ends_with_the_other_end_and_what_that_says_is_dropped() -> None:
+    leave = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.send(b"x" * 100_000)
+        await leave.wait()
+        peer.reset()
+
+    async with WireBackend(script) as backend:
+        held = await Upstream(Timeouts()).hold(backend.url, 5.0)
+        ending = asyncio.create_task(held.ended())
+        await asyncio.wait((ending,), timeout=0.2)
+        assert not ending.done()
+        leave.set()
+        await ending
+        held.close()
+    with pytest.raises(BackendConnectError):
+        await Upstream(Timeouts()).hold(backend.url, 5.0)
+
+
+async def test_a_silent_end_is_found_out_by_the_kernel() -> None:
+    """Linux tells of each socket's timers: 02 is that of the keep-alive."""
+
+    def timers(port: int) -> list[str]:
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return [row[5].partition(":")[0] for row in rows if row[2].endswith(f":{port:04X}") and row[3] == "01"]
+
+    async with WireBackend(serve()) as backend:
+        held = await Upstream(Timeouts()).hold(backend.url, 5.0)
+        assert timers(backend.port) == ["02"]
+        held.close()

@@ -1,9 +1,18 @@
 """A connection on which nothing is said: it ends when the process at its other end does."""
 
 import asyncio
+import socket
 
 from ..errors import BackendConnectError
 from .call import Target
+
+# What vanished without a word, a host that lost power, is found out by the kernel.
+_KEEP_ALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
 
 
 class Held:
@@ -30,6 +39,9 @@ async def hold(target: Target, limit_s: float) -> Held:
     """Connect to ``target``, without TLS, within ``limit_s``. Raises :class:`BackendConnectError`."""
     try:
         async with asyncio.timeout(limit_s):
-            return Held(*await asyncio.open_connection(target.host, target.port))
+            reader, writer = await asyncio.open_connection(target.host, target.port)
     except (OSError, UnicodeError) as error:  # TimeoutError is an OSError
         raise BackendConnectError(target.backend, "the instance cannot be reached") from error
+    for option in _KEEP_ALIVE:
+        writer.get_extra_info("socket").setsockopt(*option)
+    return Held(reader, writer)
