@@ -51,16 +51,17 @@ def _metaserver(subject: Subject, running: Mapping[str, str], decoding: list[Ins
     if subject.plan is None:
         return passed("inside.metaserver", "no plan")
     host, port = compose.metaserver(subject.plan)
-    lost = {}
+    lost, refused = {}, False
     for instance in decoding:
         argv = ["exec", running[instance.name], "python3", "-c", _CONNECT, host, str(port)]
         answer = subject.machine.run("docker", *argv)
         if not answer.ok:
+            refused |= answer.code is not None
             lost[instance.name] = (answer.stderr or answer.stdout or "no answer in time").strip().splitlines()[-1]
     if not lost:
         return passed("inside.metaserver", f"{', '.join(i.name for i in decoding)} reach {host}:{port}")
-    # While the proxy starts nobody listens there yet.
-    make = failed if subject.host != subject.plan.head or "proxy" in running else warned
+    # While the proxy starts nobody listens there yet, and a busy machine may just be slow.
+    make = failed if refused and (subject.host != subject.plan.head or "proxy" in running) else warned
     return make(
         "inside.metaserver",
         expected=f"every decode instance can connect to {host}:{port}, where the proxy waits for callbacks",
