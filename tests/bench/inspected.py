@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from epd_proxy import logs
+from epd_proxy import logs, memory
 from epd_proxy.app import App, build_app
 from epd_proxy.server import Listener, Request, Response
 from epd_proxy.settings import load_config
@@ -42,6 +42,7 @@ def state(app: App) -> dict[str, Any]:
 async def serve(port: int, flags: list[str]) -> None:
     """Run the proxy with ``flags`` and tell at ``port`` what is in it."""
     config = load_config(flags, {})
+    memory.set_up()
     logs.set_up(config.logging.level, config.logging.style)
     app = build_app(config)
 

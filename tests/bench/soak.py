@@ -390,5 +390,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "65536")  # as in the proxy's image
     sys.exit(uvloop.run(main()))

@@ -85,7 +85,7 @@ async def test_many_large_bodies_at_once_stay_within_6_times_the_budget() -> Non
     body = json.dumps(chat(url_part(data_url(os.urandom(18 * MIB))), stream=True)).encode()
     async with FakeInstance(fake.after(1)) as encoder, FakeInstance(fake.stream(fake.TEXT[:1], end="hang")) as instance:
         urls = ("--encode", encoder.url, "--prefill-decode", instance.url)
-        async with ProxyProcess(*urls, *arguments, MALLOC_MMAP_THRESHOLD_="65536") as proxy:  # as in the image
+        async with ProxyProcess(*urls, *arguments) as proxy:
             before_mib = resident_mib(proxy.process.pid)
             replies = await asyncio.gather(*(proxy.client.post(CHAT, data=in_pieces(body)) for _ in range(8)))
             peak_mib = resident_mib(proxy.process.pid, "VmHWM") - before_mib

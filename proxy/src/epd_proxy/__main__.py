@@ -1,7 +1,6 @@
 """The console script ``epd-proxy``."""
 
 import asyncio
-import gc
 import os
 import resource
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 
 import uvloop
 
-from . import logs
+from . import logs, memory
 from .app import serve
 from .config import ProxyConfig
 from .errors import ConfigError
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(config: ProxyConfig, shared: Shared | None = None) -> int:
-    _spare_collector()
+    memory.set_up()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(config, shared))
@@ -55,17 +54,6 @@ def _allow_files() -> None:
     """Raise the number of open files to what is allowed: each stream takes two, and 1024 is a usual default."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _spare_collector() -> None:
-    """Have the garbage collector look seldom, and never at what the modules are made of.
-
-    Requests leave nothing in circles, connections very little. By default the collector would look after every 700
-    objects, and at all there is from time to time, which is a pause for every stream.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 def _fail(error: OSError) -> int:

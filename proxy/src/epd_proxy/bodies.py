@@ -14,6 +14,8 @@ from .server import Request
 _SLOWEST_BYTES_PER_S = 4096
 # So much of an announced body is waited for at once.
 _PIECE_BYTES = 256 * 1024
+# Beyond it a block is one of its own for malloc (see memory).
+_LARGE_BYTES = 1024 * 1024
 # So much is decompressed at once: it takes about a millisecond.
 _INFLATED_BYTES = 256 * 1024
 # zlib's window bits: with gzip's header, and with deflate's.
@@ -65,34 +67,30 @@ class Bodies:
         self._grow(share, request.content_length)
         if coding and coding.lower() != "identity":
             return await self._read_compressed(request, share, coding.lower())
-        pieces: list[bytes] = []
-        received_bytes = 0
+        gathered = _Gathered()
         started = time.monotonic()
-        while piece := await self._next_piece(request, received_bytes, started):
-            received_bytes += len(piece)
-            self._grow(share, received_bytes)
-            pieces.append(piece)
-        return await run_aside(received_bytes, b"".join, pieces)  # which gives up the GIL
+        while piece := await self._next_piece(request, gathered.size_bytes, started):
+            self._grow(share, gathered.size_bytes + len(piece))
+            gathered.add(piece)
+        return await gathered.whole()
 
     async def _read_compressed(self, request: Request, share: Share, coding: str) -> bytes:
         if coding not in _WINDOWS:
             raise InvalidRequestError(f"Content-Encoding: expected gzip or deflate, found {coding[:32]}")
-        pieces: list[bytes] = []
-        received_bytes = inflated_bytes = 0
+        gathered, received_bytes = _Gathered(), 0
         started, inflating = time.monotonic(), zlib.decompressobj(_WINDOWS[coding])
         try:
             while piece := await self._next_piece(request, received_bytes, started):
                 received_bytes += len(piece)
                 for inflated in _inflate(inflating, piece):
-                    inflated_bytes += len(inflated)
-                    self._grow(share, inflated_bytes)
-                    pieces.append(inflated)
+                    self._grow(share, gathered.size_bytes + len(inflated))
+                    gathered.add(inflated)
                     await asyncio.sleep(0)
         except zlib.error as error:
             raise InvalidRequestError(f"the body is not valid {coding}: {error}") from error
         if not inflating.eof:
             raise InvalidRequestError(f"the body is not valid {coding}: it ends too soon")
-        return b"".join(pieces)
+        return await gathered.whole()
 
     async def _next_piece(self, request: Request, received_bytes: int, started: float) -> bytes:
         credit_s = self._idle_s + received_bytes / _SLOWEST_BYTES_PER_S - (time.monotonic() - started)
@@ -115,6 +113,34 @@ class Bodies:
             raise UnavailableError("the bodies of other requests fill the proxy's memory; try again later")
         share.size_bytes = size_bytes
         self.held_bytes += added_bytes
+
+
+class _Gathered:
+    """The pieces of a body. Of a large one they are put together as they come: thousands of them, freed at once, would
+    leave the heap full of holes.
+    """
+
+    __slots__ = ("_large", "_pieces", "size_bytes")
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self._pieces: list[bytes] = []
+        self._large: bytearray | None = None
+
+    def add(self, piece: bytes) -> None:
+        self.size_bytes += len(piece)
+        if self._large is not None:
+            self._large += piece
+        else:
+            self._pieces.append(piece)
+            if self.size_bytes > _LARGE_BYTES:
+                self._large = bytearray().join(self._pieces)
+                self._pieces.clear()
+
+    async def whole(self) -> bytes:
+        if self._large is None:
+            return b"".join(self._pieces)
+        return await run_aside(self.size_bytes, b"".join, (memoryview(self._large), b""))  # which gives up the GIL
 
 
 def _inflate(inflating: "zlib._Decompress", piece: bytes) -> Iterator[bytes]:
