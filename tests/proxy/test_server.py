@@ -176,7 +176,8 @@ async def test_streams(version: bytes) -> None:
     [(b"nonsense\r\n\r\n", 400), (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
      (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n", 400),
      (b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc", 400),
-     (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 1000 + b"\r\n", 400),
+     (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 1000 + b"\r\n", 400),
+     (b"GET / HTTP/1.1\r\nX: y\r\n\r\n", 400), (b"GET / HTTP/1.1\r\nHost: x\r\nhost: y\r\n\r\n", 400),
      (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400)],
 )  # fmt: skip
 async def test_what_is_no_http_is_told_and_the_connection_ends(data: bytes, status: int) -> None:

@@ -4,6 +4,7 @@ A body of 230 kB takes 0.3 ms to be weighed and parsed, and none of it tells mor
 """
 
 import os
+from collections.abc import Iterator
 
 _SIGN = b";base64,"
 _START = b'"data:'
@@ -11,6 +12,7 @@ _START = b'"data:'
 _HEAD_MAX_BYTES = 128
 # Shorter ones are as well parsed.
 _SIZE_MIN_BYTES = 4 * 1024
+_SLICE_BYTES = 1024 * 1024
 _BACKSLASH = ord("\\")
 
 
@@ -55,12 +57,16 @@ class Inline:
 
     def restore_in(self, outline: bytes) -> bytes:
         """Return ``outline`` with the contents in the places of their marks."""
+        # To join anything but bytes keeps the GIL, and so does making bytes of it: long contents are taken in slices.
+        long = sum(map(len, self._contents.values())) > _SLICE_BYTES
         first, *rest = outline.split(self._mark.encode())
         pieces: list[bytes | memoryview] = [first]
         for gap in rest:  # each begins with a mark's number, and the quote behind it
             number, quote, tail = gap.partition(b'"')
-            pieces += (self._contents[f"{self._mark}{number.decode()}"], quote, tail)
-        return b"".join(pieces)  # gives up the GIL where it is long
+            content = self._contents[f"{self._mark}{number.decode()}"]
+            pieces += _slices(content) if long else (content,)
+            pieces += (quote, tail)
+        return b"".join(pieces)
 
 
 def cut_out(body: bytes) -> tuple[bytes, Inline | None]:
@@ -87,6 +93,10 @@ def cut_out(body: bytes) -> tuple[bytes, Inline | None]:
     if not pieces:
         return body, None
     return b"".join((*pieces, view[done:])), inline
+
+
+def _slices(content: memoryview) -> Iterator[bytes]:
+    return (bytes(content[at : at + _SLICE_BYTES]) for at in range(0, len(content), _SLICE_BYTES))
 
 
 def _is_data_url(body: bytes, sign: int, since: int) -> bool:

@@ -94,11 +94,14 @@ class RequestReader(asyncio.Protocol):
             raise ValueError("too many headers")
         parser = self._parser
         self._within_head = False
-        self._coming = request = Request(
+        request = Request(
             self,  # type: ignore[arg-type] # which is a ClientConnection
             parser.get_method().decode(), self._target.decode("ascii", "replace"), self._headers,
             version=parser.get_http_version(), keep_alive=parser.should_keep_alive(),
         )  # fmt: skip
+        if not _names_one_host(request):
+            raise ValueError("expected one Host header")
+        self._coming = request
         if parser.should_upgrade():
             self._note_upgrade(request)
         self.take_in(request)
@@ -152,3 +155,13 @@ class RequestReader(asyncio.Protocol):
             rest = f"POST / HTTP/1.1\r\n{name}: {request.headers[name]}\r\n\r\n".encode() + rest
         if rest:
             self.data_received(rest)
+
+
+def _names_one_host(request: Request) -> bool:
+    """Whether it does, where it has to (RFC 9112, 3.2): of two, the next one may take the other."""
+    if request.version != "1.1":
+        return True
+    lines, headers = request.header_lines, request.headers
+    if len(lines) == len(headers):
+        return "host" in headers
+    return sum(name.lower() == "host" for name, _ in lines) == 1
