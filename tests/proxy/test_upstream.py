@@ -148,7 +148,7 @@ async def test_a_name_server_that_falls_silent_is_not_waited_for(monkeypatch: py
         return await look_up(host, port) if len(asked) == 1 else await asyncio.sleep(60, ())
 
     monkeypatch.setattr(dialing, "_look_up", falls_silent)
-    monkeypatch.setattr(dialing, "_RESOLVED_FOR_S", 0)
+    monkeypatch.setattr(dialing, "_RESOLVED_FOR_S", -1)
     answer = whole(b"named", headers="Connection: close\r\n")
     async with WireBackend(serve(answer)) as backend, opened() as upstream:
         url = backend.url.replace("127.0.0.1", "localhost")
