@@ -6,7 +6,7 @@ import json
 import subprocess
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from smoke.stack import EC_METRICS_PORT, ROOT, Stack
 
 CONSUMER = "prefill-decode-0"
 ENGINES = ("encode-0", "encode-1", CONSUMER)
+MASTER_METRICS_PORT = 9003
 HOOK = "epd_ec_scheduler_hook"
 ROWS = ROOT / "build" / "ec-faults.json"
 DOCUMENT = ROOT / "docs" / "ec-faults.md"
@@ -23,13 +24,15 @@ DOCUMENT = ROOT / "docs" / "ec-faults.md"
 
 @dataclass
 class Row:
-    """One case. ``slow_*``: calls of scheduler hooks over that many ms, by the wall clock or by CPU time."""
+    """One case. ``*_over_*``: calls of scheduler hooks over that many ms, by the wall clock or by CPU time."""
 
     case: str
     requests: int = 0
     hits: int = 0
     local_encodes: int = 0
     misses: dict[str, int] = field(default_factory=dict)
+    evicted: int = 0
+    """Objects that the pool gave up for want of room."""
     hook_calls: int = 0
     wall_over_5ms: int = 0
     wall_over_100ms: int = 0
@@ -44,6 +47,13 @@ def read_counters(stack: Stack) -> dict[str, float]:
     return {"|".join([sample.name, *sample.labels.values()]): sample.value for sample in samples}
 
 
+def count_evictions(stack: Stack) -> int:
+    """Return how many objects the pool has given up since its master started; 0 when that does not answer."""
+    with suppress(OSError):
+        return int(stack.total("mooncake-master", "master_evicted_key_count_total", MASTER_METRICS_PORT))
+    return 0
+
+
 def find_starts(stack: Stack) -> dict[str, str]:
     """Return when each engine's container was started last."""
     ids = [stack.container(name) for name in ENGINES]
@@ -56,9 +66,10 @@ def find_starts(stack: Stack) -> dict[str, str]:
 def observed(stack: Stack, case: str, restarted: str = "") -> Iterator[Row]:
     """Fill a row by what happens in the block. Fails when an engine other than ``restarted`` started anew."""
     row = Row(case)
-    before, starts = read_counters(stack), find_starts(stack)
+    before, evicted, starts = read_counters(stack), count_evictions(stack), find_starts(stack)
     yield row
     after, ends = read_counters(stack), find_starts(stack)
+    row.evicted = max(0, count_evictions(stack) - evicted)  # a master that started anew counts from 0
     assert {name for name in ENGINES if starts[name] != ends[name]} <= {restarted}, "an engine died"
     # A consumer that started anew counts from 0.
     found = {key: int(value - (before.get(key, 0) if restarted != CONSUMER else 0)) for key, value in after.items()}
@@ -89,6 +100,6 @@ def record(row: Row) -> None:
 
 def _render(row: Row) -> str:
     misses = ", ".join(f"{reason} {count}" for reason, count in sorted(row.misses.items())) or "none"
-    cells = (row.case, row.requests, row.hits, row.local_encodes, misses, row.hook_calls)
+    cells = (row.case, row.requests, row.hits, row.local_encodes, misses, row.evicted, row.hook_calls)
     stalls = (row.wall_over_5ms, row.wall_over_100ms, row.cpu_over_5ms)
     return "| " + " | ".join(map(str, (*cells, *stalls))) + " |\n"
