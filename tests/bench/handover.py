@@ -198,10 +198,10 @@ def consume(link: Connection, peer: Connection, pool: dict[str, Any], sizes: lis
             tensor = make_tensor(number, rows)
             part = memory.region[: tensor.nbytes]
             get_s = timed(lambda: memory.store.get(name, part))  # noqa: B023
-            memory.store.remove(name)
             link.send((method, {"memcpy": memory.copy(tensor), "get": get_s}))
         else:
             link.send((method, take(halves[method], name, rows, began_s, number)))
+        memory.store.remove_all()  # or the pool is full of what is under lease
         peer.send("taken")
     close(halves)
 
@@ -258,6 +258,7 @@ def main(rounds: int, sizes_mib: list[int]) -> None:
             context.Process(target=run, args=arguments, daemon=True).start()
             theirs.close()
             ends.append(ours)
+        other.close()
         collect(*ends, sizes, rounds)
     finally:
         pool.stop()

@@ -192,6 +192,7 @@ class TestSharedDir:
         for key in ("../../escape", "a\0b", "x" * 5000, ""):
             client.put(key, b"data")
             assert client.get(key, 4) == b"data"
+        client.store.close()
         names = [path.name for path in (tmp_path / FOLDER).iterdir()]
         assert sorted(map(len, names)) == [64] * 4
         assert [path.name for path in tmp_path.iterdir()] == [FOLDER]

@@ -150,7 +150,7 @@ class SharedDirStore:
     def _make_spare(self, size_bytes: int) -> None:
         """Ready a file for the next put, within the budget: nothing is evicted for it."""
         with self._lock:
-            if self._spare.is_wanted and self._used_bytes + size_bytes <= KEPT_SHARE * self._size_limit_bytes:
+            if self._spare.is_wanted and self._used_bytes + size_bytes <= self._size_limit_bytes:
                 self._used_bytes += size_bytes
                 self._spare.make(size_bytes)
 
