@@ -24,7 +24,7 @@ from smoke.models import make_model
 from smoke.pictures import picture
 from smoke.stack import Stack, running_stack
 
-VISION = ("--vision-depth", "12", "--vision-width", "512")
+VISION = ("--vision-depth", "4", "--vision-width", "256")
 SIZE = (448, 448)
 """Pixels of a picture: 256 tokens."""
 CONSUMER, MONOLITH = "prefill-decode-0", "monolith"
