@@ -73,7 +73,7 @@ def test_pictures_are_cut_out_and_stay_where_they_are() -> None:
             assert part == url_part(text)
 
 
-@pytest.mark.parametrize("bad", [b"\n", b"\xff", b"\t", b"@", b"\\"])
+@pytest.mark.parametrize("bad", [b"\n", b"\xff", b"\t", b"@", b"\\!"])
 @pytest.mark.parametrize("field", ["image_url", "video_url", "unknown"])
 def test_what_is_no_json_is_refused_wherever_it_is(bad: bytes, field: str) -> None:
     body = json.dumps(chat(url_part(TEXTS[1], field))).encode().replace(b"base64,", b"base64," + b"A" * 4000 + bad)

@@ -65,3 +65,17 @@ async def test_what_is_logged_in_between_keeps_its_place(out: io.StringIO) -> No
     assert "first_byte_s" not in first
     times = [str(line["time"]) for line in (first, between, second)]
     assert {len(time) for time in times} == {len("2026-01-01T00:00:00.000+00:00")}
+
+
+async def test_a_log_that_cannot_be_written_stops_nothing(out: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(out, "write", full)
+        for number in range(1000):
+            log_access(finished(number))
+        logs.flush()
+    log_access(finished(1000))
+    logs.flush()
+    assert [line["path"] for line in lines(out)] == ["/1000"]

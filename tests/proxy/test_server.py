@@ -324,3 +324,85 @@ async def test_stopping_lets_what_is_under_way_end() -> None:
         assert (headers[b"connection"], body) == (b"close", b"whole")
         assert await busy.reader.read() == b""
         await closing
+
+
+BROKEN = [
+    b"nonsense\r\n\r\n",
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"GET /echo#part HTTP/1.1\r\nHost: x\r\n\r\n",
+    HEAD + b"Content-Length: x\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("answered", [0, 1])
+async def test_what_is_broken_is_told_also_after_a_good_request(broken: bytes, answered: int) -> None:
+    async with served() as connect:
+        client = await connect()
+        for _ in range(answered):
+            client.send(b"GET /echo HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await client.answer())[0] == b"HTTP/1.1 200 OK"
+        client.send(broken)
+        assert (await client.answer())[0].startswith(b"HTTP/1.1 400 ")
+        assert await client.reader.read() == b""
+
+
+@pytest.mark.parametrize("size", [300_000, 600_000, 700_000])
+async def test_a_large_body_that_nobody_read_is_no_end_of_the_connection(size: int) -> None:
+    async def late(_request: Request) -> Response:
+        await asyncio.sleep(0.2)
+        return Response(503, b"busy")
+
+    async with served(late) as connect:
+        client = await connect()
+        for _ in range(2):
+            client.send(HEAD + b"Content-Length: %d\r\n\r\n" % size + b"a" * size)
+            assert (await client.answer())[2] == b"busy"
+
+
+async def test_a_client_that_does_not_read_gets_no_further_answers() -> None:
+    handled = 0
+
+    async def large(_request: Request) -> Response:
+        nonlocal handled
+        handled += 1
+        return Response(200, b"m" * 60_000)
+
+    async with served(large) as connect:
+        client = await connect()
+        client.writer.transport.pause_reading()
+        for _ in range(40):
+            client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
+            await asyncio.sleep(0.005)
+        (connection,) = connect.listener.connections
+        await until(lambda: connection.full)
+        before = handled
+        await asyncio.sleep(0.1)
+        assert handled == before < 2000
+        assert connection.transport.get_write_buffer_size() < 1024 * 1024
+
+
+async def test_trailers_have_an_end() -> None:
+    async def careful(request: Request) -> Response:
+        try:
+            return await echo(request)
+        except ProxyError as error:
+            return error_response(error)
+
+    async with served(careful) as connect:
+        client = await connect()
+        client.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Trailer: ")
+        for _ in range(200):
+            client.send(b"x" * 4000)
+            await asyncio.sleep(0)
+        assert (await client.answer())[0].startswith(b"HTTP/1.1 400 ")
+
+
+async def test_a_head_behind_a_large_body_may_come_in_two_parts() -> None:
+    async with served() as connect:
+        client = await connect()
+        client.send(HEAD + b"Content-Length: 200000\r\n\r\n" + b"a" * 200_000 + b"GET /ignore HTTP/1.1\r\nHo")
+        await asyncio.sleep(0.05)
+        client.send(b"st: x\r\n\r\n")
+        assert len((await client.answer())[2]) > 200_000
+        assert (await client.answer())[2] == b"not read"

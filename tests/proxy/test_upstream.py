@@ -501,3 +501,25 @@ async def test_nothing_is_left_of_many_calls() -> None:
             await asyncio.gather(*map(one, range(40)))
         for connection in upstream._open:
             assert (connection.keepable, connection._timer, connection._waiter) == (True, None, None)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.01])
+async def test_what_was_not_sent_whole_is_no_connection_for_the_next(delay_s: float) -> None:
+    """The backend would read the next request as the rest of this one's body."""
+
+    async def answers_early(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        await peer.reader.readexactly(300_000)
+        peer.writer.transport.pause_reading()
+        await asyncio.sleep(delay_s)
+        await peer.send(whole(b"no", status="401 Unauthorized"))
+        peer.writer.transport.resume_reading()
+        await peer.until_closed()
+
+    for _ in range(5):
+        async with WireBackend(answers_early, serve(whole(b"ok"))) as backend, opened() as upstream:
+            response = await upstream.send(backend.url, Call("/v1/x", [], 5, b"b" * 30_000_000))
+            assert (response.status, await response.read_all(100)) == (401, b"no")
+            response.close()
+            assert await fetch(upstream, backend.url) == b"ok"
+            assert backend.connections == 2

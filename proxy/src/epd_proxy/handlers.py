@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any
 
@@ -131,7 +132,10 @@ class Handlers:
 
     def headers_of(self, request: Request) -> protocol.Headers:
         """Return the client's headers that go to every stage."""
-        headers = protocol.forwarded_headers(request.header_lines, request.headers.get("connection", ""))
+        connection = request.headers.get("connection", "")
+        if connection and len(request.headers) < len(request.header_lines):  # there may be several
+            connection = ",".join(value for name, value in request.header_lines if name.lower() == "connection")
+        headers = protocol.forwarded_headers(request.header_lines, connection)
         return self._backend_key.replace_in(headers) if self._backend_key else headers
 
     def served(self, work: Work) -> Handler:
@@ -157,19 +161,22 @@ class Handlers:
                 self._admit(self._guard, request, record)
             return await work(request, record)
         except ProxyError as error:
+            _let_go(error)
             return _answer_error(error, record)
-        except (asyncio.CancelledError, ConnectionError):
+        except (asyncio.CancelledError, ConnectionError) as error:
+            _let_go(error)
             record.status = record.status or _CLIENT_LEFT
             record.error = record.error or "the client left"
-            raise asyncio.CancelledError from None  # nobody is there to be answered
-        except Exception:
+        except Exception as error:
             log.exception("request %s failed", record.request_id)
+            _let_go(error)
             return _answer_error(ProxyError("the proxy failed to serve the request"), record)
         finally:
             self._running.discard(request)
             if self._emptied and not self._running and not self._emptied.done():
                 self._emptied.set_result(None)
             self._count(request, record)
+        raise asyncio.CancelledError  # nobody is there to be answered
 
     def _admit(self, guard: Guard, request: Request, record: AccessRecord) -> None:
         if key := guard.admit(request):
@@ -189,6 +196,14 @@ class Handlers:
         response = _answer_error(error, record)
         self._count(request, record)
         return response
+
+
+def _let_go(error: BaseException) -> None:
+    """Empty the frames that failed: a task of theirs may hold them by its traceback, and they hold the body."""
+    found: list[BaseException] = [error]
+    for each in found:  # which grows
+        traceback.clear_frames(each.__traceback__)
+        found += [one for one in (each.__cause__, each.__context__) if one is not None and one not in found]
 
 
 def _open_record(request: Request) -> AccessRecord:

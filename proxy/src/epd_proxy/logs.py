@@ -109,8 +109,6 @@ class LineHandler(logging.StreamHandler[TextIO]):
 
     def write(self, level: int, record: AccessRecord) -> None:
         """Write the line of ``record``, soon. Needs a running loop."""
-        if not self._lines:
-            asyncio.get_running_loop().call_later(_FLUSH_S, self.flush)
         now = time.time()
         second = int(now)
         if second != self._second:
@@ -121,8 +119,13 @@ class LineHandler(logging.StreamHandler[TextIO]):
             "logger": access_log.name,
             "message": _ACCESS_MESSAGE,
         }
-        self._lines.append(orjson.dumps(line | record.fields(), option=orjson.OPT_APPEND_NEWLINE))
-        if len(self._lines) >= _LINES_MAX:
+        written = orjson.dumps(line | record.fields(), option=orjson.OPT_APPEND_NEWLINE)
+        with self.lock or contextlib.nullcontext():  # other threads log too
+            self._lines.append(written)
+            waiting = len(self._lines)
+        if waiting == 1:
+            asyncio.get_running_loop().call_later(_FLUSH_S, self.flush)
+        elif waiting >= _LINES_MAX:
             self.flush()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -131,11 +134,11 @@ class LineHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
     def flush(self) -> None:
-        """Write what waits."""
-        with self.lock or contextlib.nullcontext():
-            if self._lines:
-                self.stream.write(b"".join(self._lines).decode())
-                self._lines.clear()
+        """Write what waits. Where that fails (the disk is full, the reader is gone) lines are lost, and no request."""
+        with self.lock or contextlib.nullcontext(), contextlib.suppress(OSError, ValueError):
+            lines, self._lines = self._lines, []
+            if lines:
+                self.stream.write(b"".join(lines).decode())
             super().flush()
 
 

@@ -84,7 +84,7 @@ def _check(request: Request) -> None:
         raise MethodNotAllowedError(request.method, path, _METHODS)
     if path in _OF_ONE_INSTANCE:
         raise NotOfferedError(f"{path} changes one instance only: send it to each of them")
-    if "upgrade" in request.headers:
+    if "websocket" in request.headers.get("upgrade", "").lower():  # others may be ignored, as Java's offer of HTTP/2
         raise NotOfferedError("WebSockets are not offered")
     if path.startswith("/v1/metaserver") or ".." in path.split("/") or "//" in path:
         raise NotFoundError(f"there is nothing at {path}")

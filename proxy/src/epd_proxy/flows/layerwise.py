@@ -100,6 +100,7 @@ class LayerwiseFlow:
             self._give_up(handover, decoding, prefilling, lost=isinstance(error, ProxyError))
             await asyncio.wait((decoding,))
             _still_waits(decoding)  # an error that nobody asks for is logged as forgotten
+            del decoding, prefilling  # of which one has failed with an error whose traceback holds this frame
             raise
         if handover.answered is None and handover.prefill is None:
             prefilling.cancel()  # decode had no need of it
@@ -109,16 +110,19 @@ class LayerwiseFlow:
         self, job: Job, handover: Handover, decoding: asyncio.Task[None], prefilling: asyncio.Task[None]
     ) -> None:
         """Return when decode's answer has begun; raises what prefill or decode failed with."""
-        await asyncio.wait((decoding, prefilling), return_when=asyncio.FIRST_COMPLETED)
-        if not decoding.done():
-            prefilling.result()
-        down_since = None
-        while not decoding.done():
-            await asyncio.wait((decoding,), timeout=_BEAT_S)
+        try:
+            await asyncio.wait((decoding, prefilling), return_when=asyncio.FIRST_COMPLETED)
             if not decoding.done():
-                down_since = down_since or self._died_after_answering(handover)
-                self._check_begun(job, handover, down_since)
-        decoding.result()
+                prefilling.result()
+            down_since = None
+            while not decoding.done():
+                await asyncio.wait((decoding,), timeout=_BEAT_S)
+                if not decoding.done():
+                    down_since = down_since or self._died_after_answering(handover)
+                    self._check_begun(job, handover, down_since)
+            decoding.result()
+        finally:
+            del decoding, prefilling  # as above
 
     def _died_after_answering(self, handover: Handover) -> float | None:
         """Return the time when prefill is seen to be down so soon after its answer that it may have died with it."""

@@ -1,6 +1,5 @@
 """A client's body to an :class:`InferenceRequest`: parsed once, forwarded as it came, items apart."""
 
-import contextlib
 from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -69,8 +68,12 @@ def parse_request(api: Api, body: bytes, *, items_max: int, key: bytes, tenant: 
     """
     outline, inline = cut_out(body)
     if inline:
-        with contextlib.suppress(CutWronglyError):
+        try:
             request = _parse(api, body, outline, inline, items_max=items_max, key=key, tenant=tenant)
+        except (CutWronglyError, InvalidRequestError):
+            if not inline.unchecked:
+                raise
+        else:
             if not inline.unchecked:
                 return request
     return _parse(api, body, body, None, items_max=items_max, key=key, tenant=tenant)

@@ -84,6 +84,7 @@ class ClientConnection(RequestReader):
         self._waiting.clear()
         if self._task:
             self._task.cancel()
+            self._task = None  # which would hold this, and what was under way, until garbage is looked for
 
     # What the reading half calls.
 
@@ -109,6 +110,9 @@ class ClientConnection(RequestReader):
 
     def refuse(self, status: int, why: str) -> None:
         """Tell why nothing more is answered here, unless an answer is under way, and close."""
+        if self.lingering:
+            self.close_after_write()
+            return
         self.last = True
         self._within_head = False
         if self._coming:
@@ -214,6 +218,10 @@ class ClientConnection(RequestReader):
                 response = await self._listener.handle(request)
                 if response:
                     self._write_whole(request, response)
+                    if self.full:  # the next answer would be kept for it too
+                        await self.drained(self._listener.waits.linger_s)
+            except ConnectionError:  # it took nothing, or left
+                return
             except asyncio.CancelledError:
                 if not self.closed:  # else what was written may still go out
                     self.abort()
@@ -242,6 +250,7 @@ class ClientConnection(RequestReader):
     def _go_on(self, request: Request) -> None:
         """After an answer: the next request, or the end."""
         self._answering = None
+        self._begun = False
         if self.transport is None:
             return
         if self.last or self._listener.draining:
@@ -256,6 +265,7 @@ class ClientConnection(RequestReader):
             self.deadline = self._loop.time() + (
                 self._listener.waits.head_s if self._within_head else self._listener.waits.idle_s
             )
+            self.resume_reading()  # of a large body that its handler did not read
 
     def _linger(self) -> None:
         """Drop what still comes: a close in its midst would have the client's system drop our answer."""

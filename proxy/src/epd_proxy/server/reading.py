@@ -7,6 +7,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from .request import Request
 from .response import Headers
 
+# Of a head, or of trailers, which nobody reads.
 _HEAD_MAX_BYTES = 64 * 1024
 _HEADERS_MAX = 256
 
@@ -25,7 +26,8 @@ class RequestReader(asyncio.Protocol):
         self._parser = HttpRequestParser(self)
         self._target = b""
         self._headers: Headers = []
-        self._head_bytes = 0
+        self._unused_bytes = 0  # that came since a request began, or a piece of its body
+        self._used = False
         self._within_head = False
         self._coming: Request | None = None  # of which the body is on its way
         self._bodiless: Request | None = None  # of which the parser leaves out the body
@@ -55,6 +57,7 @@ class RequestReader(asyncio.Protocol):
         """Parse what came; a whole head starts its handler."""
         if self.last and self._coming is None:
             return  # of a further request, which is not answered
+        self._used = False
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
@@ -62,19 +65,19 @@ class RequestReader(asyncio.Protocol):
         except HttpParserError as error:
             self.refuse(400, f"the request is not valid HTTP: {error}")
         else:
-            if self._within_head:
-                self._head_bytes += len(data)
-                if self._head_bytes > _HEAD_MAX_BYTES:
-                    self.refuse(431, "the request's head is too large")
+            self._unused_bytes = 0 if self._used else self._unused_bytes + len(data)
+            if self._unused_bytes > _HEAD_MAX_BYTES:
+                self.refuse(431, "the request's head, or what follows its body, is too large")
 
     # What the parser calls.
 
     def on_message_begin(self) -> None:
         """A request begins."""
+        self._used = True
         if self._resumed:
             return
         self.begin_head()
-        self._target, self._headers, self._head_bytes, self._within_head = b"", [], 0, True
+        self._target, self._headers, self._within_head = b"", [], True
 
     def on_url(self, part: bytes) -> None:
         """Note the target, which comes in parts where it is long."""
@@ -92,6 +95,8 @@ class RequestReader(asyncio.Protocol):
             return
         if len(self._headers) > _HEADERS_MAX:
             raise ValueError("too many headers")
+        if b"#" in self._target:  # an instance leaves out what follows, and would serve another path than was looked at
+            raise ValueError("a fragment in the request's target")
         parser = self._parser
         self._within_head = False
         request = Request(
@@ -108,11 +113,13 @@ class RequestReader(asyncio.Protocol):
 
     def on_body(self, piece: bytes) -> None:
         """Give a piece to the request."""
+        self._used = True
         if self._coming and not self.lingering and not self._coming.add(piece):
             self.pause_reading()
 
     def on_message_complete(self) -> None:
         """The request is all here."""
+        self._used = True
         if self._coming:
             self._coming.end()
             self._coming = None

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -56,7 +57,8 @@ class Connection(asyncio.Protocol):
         self._cut_short = False
         self._write: Callable[[bytes], bool] | None = None
         self._full = False
-        self._fault: BackendError | None = None
+        # Made when it is raised: the traceback of one that is kept would hold this, and the request's body.
+        self._fault: Callable[[], BackendError] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = math.inf
@@ -73,6 +75,7 @@ class Connection(asyncio.Protocol):
         return (
             self.complete
             and self._keep_alive
+            and not self._cut_short
             and transport is not None
             and not transport.is_closing()
             and transport.get_write_buffer_size() == 0
@@ -103,7 +106,7 @@ class Connection(asyncio.Protocol):
                 await self._send_pieces(memoryview(body))
             while not self._pieces and not self.complete:
                 if self._fault:
-                    raise self._fault
+                    raise self._fault()
                 self._waiter = self._loop.create_future()
                 await self._waiter
         except BaseException:
@@ -183,11 +186,11 @@ class Connection(asyncio.Protocol):
         except (HttpParserError, HttpParserUpgrade):
             self._keep_alive = False
             if not self.complete:  # else what follows a whole answer belongs to nothing
-                self._fail(BackendProtocolError(self.backend, "the instance's answer is not valid HTTP"))
+                self._fail(BackendProtocolError, "the instance's answer is not valid HTTP")
         if not self._headed:
             self._head_bytes += len(data)
             if self._head_bytes > _HEAD_MAX_BYTES:
-                self._fail(BackendProtocolError(self.backend, "the head of the instance's answer is too large"))
+                self._fail(BackendProtocolError, "the head of the instance's answer is too large")
         if self._write is None:
             if self._held_bytes > _HELD_MAX_BYTES:
                 self._pause_reading()
@@ -218,7 +221,7 @@ class Connection(asyncio.Protocol):
             if exc is None and self._headed and _ends_with_connection(self.headers):
                 self.complete = True
             else:
-                self._fault = self._disconnected()
+                self._fault = self._disconnected
         self._wake()
         self._registry.discard(self)
 
@@ -258,7 +261,7 @@ class Connection(asyncio.Protocol):
         """Note the end."""
         if not self._interim:
             self.complete = True
-            self._keep_alive = self._parser.should_keep_alive() and not self._cut_short
+            self._keep_alive = self._parser.should_keep_alive()
 
     # Inside.
 
@@ -280,7 +283,7 @@ class Connection(asyncio.Protocol):
     async def _wait(self) -> None:
         """Return at the next change. Raises what went wrong."""
         if self._fault:
-            raise self._fault
+            raise self._fault()
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
@@ -307,12 +310,12 @@ class Connection(asyncio.Protocol):
     def _expire(self) -> None:
         self._timer = None
         if self._loop.time() >= self._deadline:
-            self._fail(BackendTimeoutError(self.backend, "the instance did not answer in time"))
+            self._fail(BackendTimeoutError, "the instance did not answer in time")
         elif self._deadline < math.inf:  # it was put off meanwhile
             self._timer = self._loop.call_at(self._deadline, self._expire)
 
-    def _fail(self, fault: BackendError) -> None:
-        self._fault = self._fault or fault
+    def _fail(self, fault: type[BackendError], message: str) -> None:
+        self._fault = self._fault or partial(fault, self.backend, message)
         self.abort()
         self._wake()
 

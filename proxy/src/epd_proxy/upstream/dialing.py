@@ -74,6 +74,7 @@ class Dialer:
         if known is None:
             found = await _look_up(*key)
         else:
+            self._resolved[key] = _Resolved(known.addresses, loop.time())  # one asks, the others go on with these
             try:
                 found = await asyncio.wait_for(_look_up(*key), _ANSWERED_WITHIN_S)
             except TimeoutError:
