@@ -101,7 +101,7 @@ test-connector: ## connector tests, inside the image that serves
 test-compat: venv ## contract tests and live tests of 1E1PD with another vLLM, on the CPU (VLLM=0.18.0)
 	@$(EPD) test-compat $(VLLM) $(PYTEST_ARGS)
 
-test-faults: venv ## live tests of the embeddings' store: kill, hang, fill and corrupt it; writes docs/ec-faults.md
+test-faults: venv ## live tests of the embeddings' store: kill, hang, fill and corrupt it, and wait for it; writes docs/ec-faults.md
 	@$(EPD) test-faults $(PYTEST_ARGS)
 
 check-ascend-image: venv ## build the Ascend image on a stand-in for CANN's: all that runs without CANN
