@@ -1,6 +1,7 @@
 """What comes over a client's connection: bytes in whatever pieces, made requests of."""
 
 import asyncio
+from abc import ABC, abstractmethod
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
@@ -12,7 +13,7 @@ _HEAD_MAX_BYTES = 64 * 1024
 _HEADERS_MAX = 256
 
 
-class RequestReader(asyncio.Protocol):
+class RequestReader(asyncio.Protocol, ABC):
     """The reading half of a :class:`ClientConnection`. ``reading_paused``: the client has to wait.
 
     ``last``: no further request is taken. ``lingering``: what comes is dropped.
@@ -35,21 +36,21 @@ class RequestReader(asyncio.Protocol):
 
     # What the other half does about it.
 
+    @abstractmethod
     def begin_head(self) -> None:
         """A request begins. Raises :class:`ValueError` when there are too many."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take_in(self, request: Request) -> None:
         """A request is here, its body may not be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def refuse(self, status: int, why: str) -> None:
         """What comes cannot be read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end_lingering(self) -> None:
         """The client has sent all of what nobody reads."""
-        raise NotImplementedError
 
     # What the transport calls.
 
