@@ -181,18 +181,27 @@ class CountsSender:
 
 
 class LinkServer:
-    """The worker's end: one thread hands each request to ``handle``; ``reply`` may be called from any thread."""
+    """The worker's end. Each of ``threads`` threads takes a message and handles it; ``reply`` may be called from any.
 
-    def __init__(self, directory: Path, handle: Callable[[Request], None]) -> None:
+    So the next message is heard while one of them waits for it, and what one asks for costs a single wake-up.
+    ``enter_thread`` is called first in each.
+    """
+
+    def __init__(
+        self, directory: Path, handle: Callable[[Request], None], threads: int, enter_thread: Callable[[], None]
+    ) -> None:
         self._handle = handle
+        self._enter_thread = enter_thread
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(str(directory / SOCKET_NAME))
         self._listener.listen(1)
         self._connection: socket.socket | None = None
         self._sending = threading.Lock()
         self._encoder = msgspec.msgpack.Encoder()
-        self._thread = threading.Thread(target=self._serve, name="epd-ec-link", daemon=True)
-        self._thread.start()
+        self.threads = [
+            threading.Thread(target=self._serve, name=f"epd-ec-link-{number}", daemon=True) for number in range(threads)
+        ]
+        self.threads[0].start()
 
     def reply(self, message: Reply) -> None:
         """Send to the scheduler; waits while it is behind, and forgets the message when it is gone."""
@@ -201,21 +210,23 @@ class LinkServer:
                 self._connection.send(self._encoder.encode(message))
 
     def close(self) -> None:
-        """Stop the thread and close the socket."""
+        """Hear no more; ends each thread that does not hang in ``handle``, now or when that returns."""
         for end in (self._listener, self._connection):
             if end is not None:
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
-        self._thread.join(timeout=5)
         self._listener.close()
 
     def _serve(self) -> None:
-        decoder = msgspec.msgpack.Decoder(Request)
+        self._enter_thread()
         with contextlib.suppress(OSError):
-            self._connection, _ = self._listener.accept()
-            with self._connection:
-                while data := self._connection.recv(MAX_MESSAGE_BYTES):
-                    try:
-                        self._handle(decoder.decode(data))
-                    except Exception:
-                        log.exception("A message of the scheduler could not be handled.")
+            if self._connection is None:
+                self._connection, _ = self._listener.accept()
+                for thread in self.threads[1:]:
+                    thread.start()
+            decoder = msgspec.msgpack.Decoder(Request)
+            while data := self._connection.recv(MAX_MESSAGE_BYTES):
+                try:
+                    self._handle(decoder.decode(data))
+                except Exception:
+                    log.exception("A message of the scheduler could not be handled.")

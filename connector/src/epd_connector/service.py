@@ -69,7 +69,9 @@ class StoreService:
             access = StoreAccess(store, self.breaker, slab.data, self.allocator, digest, metrics)
             self._fetcher = Fetcher(access)
             self.publisher = Publisher(access, self._submit, config.publish_timeout_ms / 1000)
-            self._link = LinkServer(directory, self._handle)
+            self._fetching = threading.Semaphore(config.io_threads)
+            # One more than fetch at most, so that one always hears what the scheduler says.
+            self._link = LinkServer(directory, self._handle, config.io_threads + 1, device.enter_thread)
         except Exception:
             self._directory.close()
             raise
@@ -89,9 +91,10 @@ class StoreService:
         if self._metrics_server is not None:
             self._metrics_server.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        threads = [self._prober, *self._pool._threads]
+        threads = [self._prober, *self._pool._threads, *self._link.threads]
         for thread in threads:
-            thread.join(timeout=JOIN_TIMEOUT_S)
+            if thread.ident is not None:  # only the first of the link's starts before the scheduler connects
+                thread.join(timeout=JOIN_TIMEOUT_S)
         if not any(thread.is_alive() for thread in threads):
             # Only then: a call on a closed Mooncake client crashes the process.
             self._store.close()
@@ -120,13 +123,23 @@ class StoreService:
             # Not behind I/O that hangs: a scheduler may be standing still for this answer.
             self._link.reply(Missing(message.item_id, "store_down"))
         elif isinstance(message, Fetch):
-            self._submit(lambda: self._link.reply(self._fetcher.fetch(message)))
+            self._fetch(message)
         elif isinstance(message, Confirm):
             self._submit(lambda: self._confirm(message.item_id))
         elif isinstance(message, Release):
             self.allocator.release(message.offset, message.after_step)
         elif isinstance(message, Counts):
             self._scheduler_sums = message.sums
+
+    def _fetch(self, message: Fetch) -> None:
+        if not self._fetching.acquire(blocking=False):
+            self._submit(lambda: self._link.reply(self._fetcher.fetch(message)))
+            return
+        # On this thread: to wake another takes as long as a look-up.
+        try:
+            self._link.reply(self._fetcher.fetch(message))
+        finally:
+            self._fetching.release()
 
     def _confirm(self, item_id: str) -> None:
         try:
