@@ -128,8 +128,8 @@ class StoreService:
             self._submit(lambda: self._confirm(message.item_id))
         elif isinstance(message, Release):
             self.allocator.release(message.offset, message.after_step)
-        elif isinstance(message, Counts):
-            self._scheduler_sums = message.sums
+        elif isinstance(message, Counts) and sum(message.sums.values()) >= sum(self._scheduler_sums.values()):
+            self._scheduler_sums = message.sums  # not the older of two that two threads took
 
     def _fetch(self, message: Fetch) -> None:
         if not self._fetching.acquire(blocking=False):
