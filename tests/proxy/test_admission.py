@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import aiohttp
 import pytest
@@ -63,6 +64,27 @@ async def test_who_leaves_the_queue_takes_nothing() -> None:
     assert (tested.running, tested.queued) == (1, 0)
     tested.leave()
     assert tested.running == 0
+
+
+async def test_the_time_in_the_queue_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="epd_proxy.access")
+    async with ProxyStack(encoders=0, admission=AdmissionConfig(running_max=1)) as stack:
+        go_on = asyncio.Event()
+
+        async def hold(*request: Any) -> Any:
+            await go_on.wait()
+            return await fake.answer(*request)
+
+        stack.instances[0].script.append(hold)
+        both = [asyncio.create_task(stack.post(chat())) for _ in range(2)]
+        await stack.until(lambda: stack.handlers.admission.queued == 1)
+        await asyncio.sleep(0.2)
+        go_on.set()
+        assert [reply.status for reply in await asyncio.gather(*both)] == [200, 200]
+        await stack.until_idle()
+        first, second = [record.fields for record in caplog.records if record.name == "epd_proxy.access"]  # type: ignore[attr-defined]
+    assert "queue_s" not in first
+    assert 0.2 <= second["queue_s"] <= second["first_byte_s"]
 
 
 async def test_at_the_wire() -> None:

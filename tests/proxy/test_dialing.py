@@ -1,6 +1,8 @@
 """Names of instances: a container that is started anew may come back under another address."""
 
 import asyncio
+import contextlib
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from epd_proxy.config import Timeouts
-from epd_proxy.errors import BackendConnectError
+from epd_proxy.errors import BackendConnectError, BackendConnectTimeoutError
 from epd_proxy.upstream import Call, Upstream, dialing
 from fakes.wire import Peer, WireBackend, serve, whole
 
@@ -24,7 +26,7 @@ class Names:
         self.asked = 0
 
     def resolve(self, host: str, port: int, *_more: Any, **_named: Any) -> list[Any]:
-        assert host == "instance.test"
+        assert host.endswith(".test")
         self.asked += 1
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in self.addresses]
 
@@ -36,11 +38,11 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     return found
 
 
-def run(script: Callable[[Upstream, str], Awaitable[None]]) -> None:
+def run(script: Callable[[Upstream, str], Awaitable[None]], connect_s: float = 5.0) -> None:
     """Run ``script`` beside two instances of one port, on asyncio's own loop: uvloop does not ask Python for names."""
 
     async def play() -> None:
-        upstream = Upstream(Timeouts())
+        upstream = Upstream(Timeouts(connect_s=connect_s))
         async with (
             WireBackend(serve(whole(b"first")), host=FIRST) as first,
             WireBackend(serve(whole(b"second")), host=SECOND, port=first.port),
@@ -87,6 +89,37 @@ def test_each_address_is_tried(names: Names) -> None:
     async def script(upstream: Upstream, url: str) -> None:
         names.addresses = [NOBODY, SECOND]
         assert await fetch(upstream, url) == b"second"
+
+    run(script)
+
+
+def test_an_address_that_says_nothing_leaves_time_for_the_next(names: Names) -> None:
+    """A listener that takes nobody in, whose queue is full, gives no answer at all."""
+
+    async def script(upstream: Upstream, url: str) -> None:
+        with contextlib.ExitStack() as open_sockets:
+            full = open_sockets.enter_context(socket.socket())
+            full.bind((NOBODY, int(url.rpartition(":")[2])))
+            full.listen(0)
+            for _ in range(4):
+                waiting = open_sockets.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(full.getsockname())
+            names.addresses = [NOBODY]
+            with pytest.raises(BackendConnectTimeoutError):
+                await fetch(upstream, url)
+            names.addresses = [NOBODY, SECOND]
+            assert await fetch(upstream, url) == b"second"
+
+    run(script, connect_s=0.6)
+
+
+def test_names_that_were_never_asked_for_again_are_forgotten(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def script(upstream: Upstream, url: str) -> None:
+        monkeypatch.setattr(dialing, "_NAMES_MAX", 3)
+        for number in range(10):
+            assert await fetch(upstream, url.replace("instance", f"instance-{number}")) == b"first"
+        assert re.search(r"names=[1-3]>", repr(upstream)), upstream
 
     run(script)
 

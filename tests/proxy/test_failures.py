@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,21 @@ async def test_attempts_are_limited() -> None:
             instance.default = fake.refuse(503)
         assert (await stack.post(chat())).status == 503
         assert sum(len(i.requests) for i in stack.instances) == 2
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_an_instance_says_itself_when_to_come_again(status: int) -> None:
+    refused = fake.refuse(status)
+
+    async def refuse(*request: Any) -> Any:
+        answer = await refused(*request)
+        answer.headers["Retry-After"] = "17"
+        return answer
+
+    async with ProxyStack(encoders=0) as stack:
+        stack.instances[0].default = refuse
+        reply = await stack.post(chat())
+        assert (reply.status, reply.headers.getall("Retry-After")) == (status, ["17"])  # type: ignore[attr-defined]
 
 
 async def test_a_time_out_is_not_tried_again() -> None:

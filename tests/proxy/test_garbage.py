@@ -54,9 +54,10 @@ async def test_a_request_that_the_client_gave_up(name: str) -> None:
         assert held() <= RECENT
 
 
-async def test_a_request_that_no_instance_answers() -> None:
-    async with ProxyStack() as stack:
-        stack.instances[0].default = fake.drop
+@pytest.mark.parametrize("name", STACKS)
+async def test_a_request_that_no_instance_answers(name: str) -> None:
+    async with ProxyStack(**STACKS[name]) as stack:
+        (stack.decodes or stack.instances)[0].default = fake.drop
         for _ in range(REQUESTS):
             assert (await stack.post(chat(image_part()))).status >= 500
             await stack.until_idle()

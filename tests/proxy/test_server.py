@@ -210,6 +210,14 @@ async def test_a_head_without_end_is_refused() -> None:
         assert (await client.answer())[0].startswith(b"HTTP/1.1 431 ")
 
 
+async def test_a_head_without_end_that_comes_at_once_is_refused_at_once() -> None:
+    async with served() as connect:
+        client = await connect()
+        client.send(b"GET /echo HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 100_000)
+        async with asyncio.timeout(5):  # of the 30 s that a head may take
+            assert (await client.answer())[0].startswith(b"HTTP/1.1 431 ")
+
+
 async def test_whoever_is_slow_or_idle_is_cut_off() -> None:
     waits = Waits(head_s=0.2, idle_s=0.2, linger_s=0.2)
     async with served(waits=waits) as connect:

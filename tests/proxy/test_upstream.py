@@ -342,7 +342,7 @@ async def test_a_stream_may_last_but_not_pause(pumped: bool) -> None:
         got = bytearray(response.first)
         with pytest.raises(BackendTimeoutError):
             await take(response, got, pumped=pumped)
-        assert got == b"x" * 10
+        assert got == (b"x" * 10 if pumped else response.first)  # what is read at once comes whole or not at all
         response.close()
 
 
@@ -354,8 +354,7 @@ async def take(response: UpstreamResponse, into: bytearray, *, pumped: bool) -> 
     if pumped:
         await response.pump(write, lambda: asyncio.sleep(0))
     else:
-        async for piece in response.chunks():
-            into.extend(piece)
+        into.extend((await response.read_all(100 * MIB))[len(into) :])  # which begins with what came first
 
 
 @pytest.mark.parametrize("pumped", [False, True])
@@ -371,7 +370,7 @@ async def test_a_stream_ends_or_breaks(pumped: bool, end: bytes) -> None:
         expected = contextlib.nullcontext() if end else pytest.raises(BackendDisconnectError)
         with expected:
             await take(response, got, pumped=pumped)
-        assert got == b"abc"
+        assert got == (b"abc" if pumped or end else response.first)
         response.close()
 
 
@@ -411,8 +410,7 @@ async def test_a_reader_that_waits_holds_the_backend_up(pumped: bool) -> None:
         if pumped:
             await pumping
         else:
-            async for data in response.chunks():
-                size_bytes += len(data)
+            size_bytes = len(await response.read_all(100 * MIB))
         assert size_bytes == 64 * MIB
         response.close()
 

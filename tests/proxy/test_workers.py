@@ -258,6 +258,19 @@ async def test_another_proxy_does_not_slip_onto_the_port() -> None:
                 assert (ended.returncode, str(proxy.port) in ended.stderr) == (1, True), ended.stderr
 
 
+async def test_the_port_of_a_process_that_has_just_ended_can_be_used() -> None:
+    """Its last connections hold the port for a minute, those that it closed itself."""
+    async with FakeInstance() as instance:
+        proxy = ProxyProcess("--prefill-decode", instance.url, "--workers", "2")
+        with socket.create_server(("127.0.0.1", proxy.port)) as before:  # without SO_REUSEPORT, as one process alone
+            client = socket.create_connection(before.getsockname())
+            before.accept()[0].close()
+            assert client.recv(1) == b""
+            client.close()
+        async with proxy, proxy.client.get("/health") as response:
+            assert response.status == 200
+
+
 async def test_a_worker_that_cannot_start_ends_all() -> None:
     async with FakeInstance() as instance, FakeInstance() as taken:
         command = [sys.executable, "-m", "epd_proxy", "--host", "127.0.0.1", "--port", "0", "--workers", "2",

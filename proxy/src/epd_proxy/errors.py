@@ -31,10 +31,14 @@ import orjson
 
 
 class ProxyError(Exception):
-    """Base of all; ``status``, ``kind`` and ``str(error)`` make the OpenAI-style JSON body."""
+    """Base of all; ``status``, ``kind`` and ``str(error)`` make the OpenAI-style JSON body.
+
+    ``retry_after`` is what the header of this name says, where the status has one.
+    """
 
     status = 500
     kind = "InternalServerError"
+    retry_after = "1"
 
     def __init__(self, message: str) -> None:
         # It may quote a header, and these hold any bytes; JSON, and so answers and log lines, do not.
@@ -155,13 +159,14 @@ class PrefillFailedError(UnavailableError):
 
 
 class RefusedByBackendError(ProxyError):
-    """A backend answered with an error status; passed on with its status and body."""
+    """A backend answered with an error status; passed on with its status and body, and with its ``retry_after``."""
 
     kind = "BackendRefused"
 
-    def __init__(self, stage: str, status: int, body: bytes, content_type: str) -> None:
+    def __init__(self, stage: str, status: int, body: bytes, content_type: str, retry_after: str = "") -> None:
         super().__init__(f"the {stage} instance answered {status}")
         self.status = status
+        self.retry_after = retry_after or self.retry_after
         self._body = body
         self._content_type = content_type
 

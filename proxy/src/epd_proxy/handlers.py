@@ -87,7 +87,7 @@ class Handlers:
 
         async def infer(request: Request, record: AccessRecord) -> Response | None:
             if not admission.try_enter():
-                await admission.enter()
+                record.queue_s = await admission.enter()
             try:
                 # The body is given up when the answer has begun: a stream may go on for long, and others need the
                 # memory.

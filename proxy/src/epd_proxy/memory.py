@@ -33,8 +33,8 @@ def _keep_blocks() -> None:
 def _spare_collector() -> None:
     """Have the garbage collector look seldom, and never at what the modules are made of.
 
-    What ends well leaves nothing large in circles, nor does what the client gave up (tests/proxy/test_garbage.py); an
-    attempt that failed may leave some. By default the collector would look after every 700 objects, and at all there is
+    What ends well leaves nothing large in circles, nor does what failed or the client gave up
+    (tests/proxy/test_garbage.py). By default the collector would look after every 700 objects, and at all there is
     from time to time: a pause for every stream.
     """
     gc.collect()

@@ -44,7 +44,7 @@ class Passing:
         _check(request)
         admission = self._handlers.admission
         if not admission.try_enter():
-            await admission.enter()
+            record.queue_s = await admission.enter()
         try:
             return await self._forward(request, record)
         finally:

@@ -58,7 +58,7 @@ async def send_answer(
     """Send ``answer`` to the client, or return what is to be sent, and close it, whatever happens.
 
     ``stream_end`` is what a complete event stream ends with. After the first byte a failure is told as an SSE ``error``
-    event, and the connection is closed. A client that takes nothing for ``write_idle_s`` seconds is cut off.
+    event, and the connection is closed. A client that takes too little within ``write_idle_s`` is cut off.
     """
     try:
         upstream, whole = answer.response, answer.whole

@@ -150,19 +150,26 @@ class _ClaimedPort:
         self._address: Any = found[0][4]
 
     def __enter__(self) -> int:
-        with self._bound(shared=False) as alone:
+        with self._bound(socket.SO_REUSEADDR) as alone:
             address = alone.getsockname()
         self._address = address
-        self._socket = self._bound(shared=True)
+        try:
+            self._socket = self._bound(socket.SO_REUSEPORT)
+        except OSError:
+            # Nobody listens there, or `alone` would have failed: it is the ended connections of a process that did not
+            # share its port, and the kernel keeps these for a minute. With this option it looks past them, but another
+            # proxy could claim the port too until the workers listen.
+            self._socket = self._bound(socket.SO_REUSEPORT, socket.SO_REUSEADDR)
         return int(address[1])
 
     def __exit__(self, *_exc: object) -> None:
         self._socket.close()
 
-    def _bound(self, *, shared: bool) -> socket.socket:
+    def _bound(self, *options: int) -> socket.socket:
         bound = socket.socket(self._family)
         try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
+            for option in options:
+                bound.setsockopt(socket.SOL_SOCKET, option, 1)
             bound.bind(self._address)
         except OSError as error:
             bound.close()

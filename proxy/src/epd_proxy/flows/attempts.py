@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import (
     BackendConnectError,
@@ -109,15 +109,25 @@ async def try_endpoints(
             stages.metrics.attempts[pool.stage, type(error).__name__].inc()
             log.info("%s of request %s failed at %s: %s", pool.stage, record.request_id, tried[-1].url, error.detail)
             if not retried(error) or len(tried) >= (attempts_max or stages.config.retry.max_attempts):
-                raise _final(error) from error
+                raise_as(_final(error), error)
             await asyncio.sleep(stages.config.retry.delay_s * 2 ** (len(tried) - 1))
             if not pool.has_untried(tried):
-                raise _final(error) from error
+                raise_as(_final(error), error)
             stages.metrics.retries[pool.stage,].inc()
         else:
             stages.metrics.stage_seconds[pool.stage,].observe(time.monotonic() - started)
             stages.metrics.attempts[pool.stage, "ok"].inc()
             return answer
+
+
+def raise_as(told: ProxyError, error: ProxyError) -> NoReturn:
+    """Raise what is ``told`` of ``error``, which may be itself.
+
+    One that is its own cause would be kept, and with it the frames it came through, until garbage is looked for.
+    """
+    if told is error:
+        raise error
+    raise told from error
 
 
 def _note_attempt(record: AccessRecord, endpoint: Endpoint) -> None:
@@ -183,7 +193,7 @@ def _refuse(answer: Answer, *, remote_media: bool) -> None:
         raise RuntimeError("the answer was not opened")
     if remote_media and (reason := find_fetch_failure(response.status, body)):
         raise MediaFetchError(reason)
-    raise RefusedByBackendError(stage, response.status, body, response.content_type)
+    raise RefusedByBackendError(stage, response.status, body, response.content_type, response.header(b"retry-after"))
 
 
 def _final(error: ProxyError) -> ProxyError:

@@ -12,7 +12,7 @@ from ..aside import run_aside
 from ..errors import BackendError, ProxyError, RefusedByBackendError, UnavailableError
 from ..protocol import CHAT, MediaItem, encode_body, is_openai_error
 from ..upstream import Call
-from .attempts import open_answer
+from .attempts import open_answer, raise_as
 from .flights import Flights
 from .interface import Job, Stages
 
@@ -71,7 +71,7 @@ class EncodeFanout:
         except (BackendError, UnavailableError, RefusedByBackendError) as error:
             if _is_refusal(error):
                 self._count(item, "refused")
-                raise _in_openai_form(error) from error
+                raise_as(_in_openai_form(error), error)
             if self._stages.config.encode_fallback == "off":
                 raise UnavailableError(f"the item could not be encoded: {error}") from error
             self._count(item, "local")

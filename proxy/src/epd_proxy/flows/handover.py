@@ -17,7 +17,7 @@ from ..pool import Endpoint
 from ..protocol import prefill_body
 from ..relay import Answer
 from ..upstream import Call
-from .attempts import never_began, send_call, try_endpoints
+from .attempts import never_began, raise_as, send_call, try_endpoints
 from .interface import Job, Stages
 from .split import told_of_prefill
 
@@ -105,7 +105,7 @@ class Handover:
             )  # fmt: skip
         except ProxyError as error:
             self.failed[:] = tried
-            raise told_of_prefill(error) from error
+            raise_as(told_of_prefill(error), error)
         answer.close()
         record.prefill_s = time.monotonic() - started
         self.stages.metrics.prefill_seconds.observe(record.prefill_s)

@@ -84,13 +84,16 @@ def _parse(
 ) -> InferenceRequest:
     document = _load(outline)
     changed = _strip_reserved(document)
-    namer = Namer(key, tenant, document)
-    items = tuple(islice(find_items(api.find_parts(document), namer, inline), items_max + 1))
-    if len(items) > items_max:
-        raise InvalidRequestError(f"messages: expected at most {items_max} media items, found more")
-    if items and not api.own_parts:
-        items = tuple(_unnamed(item, api) for item in items)
-    if changed or (namer.used and api.own_parts):
+    items: tuple[MediaItem, ...] = ()
+    if parts := list(api.find_parts(document)):  # most prompts are just text
+        namer = Namer(key, tenant, document)
+        items = tuple(islice(find_items(parts, namer, inline), items_max + 1))
+        if len(items) > items_max:
+            raise InvalidRequestError(f"messages: expected at most {items_max} media items, found more")
+        if not api.own_parts:
+            items = tuple(_unnamed(item, api) for item in items)
+        changed |= namer.used and api.own_parts
+    if changed:
         body = write_json(document, inline)
     text_tokens = api.count_chars(document) // CHARS_PER_TOKEN
     return InferenceRequest(api, body, document, items, text_tokens, _output_tokens(document), inline)

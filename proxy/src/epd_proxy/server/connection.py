@@ -166,7 +166,7 @@ class ClientConnection(RequestReader):
                 await self._drained
         except TimeoutError as error:
             self.abort()
-            raise ConnectionResetError(f"the client took nothing of its answer for {idle_s:g} s") from error
+            raise ConnectionResetError(f"the client took too little of its answer within {idle_s:g} s") from error
         finally:
             self._drained = None
 
@@ -220,7 +220,7 @@ class ClientConnection(RequestReader):
                     self._write_whole(request, response)
                     if self.full:  # the next answer would be kept for it too
                         await self.drained(self._listener.waits.linger_s)
-            except ConnectionError:  # it took nothing, or left
+            except ConnectionError:  # it took too little, or left
                 return
             except asyncio.CancelledError:
                 if not self.closed:  # else what was written may still go out

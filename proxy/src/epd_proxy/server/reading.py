@@ -74,7 +74,7 @@ class RequestReader(asyncio.Protocol, ABC):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._used = True
+        self._unused_bytes = 0
         if self._resumed:
             return
         self.begin_head()
@@ -91,6 +91,7 @@ class RequestReader(asyncio.Protocol, ABC):
 
     def on_headers_complete(self) -> None:
         """Have the request handled, now or after those before it."""
+        self._used = True
         if self._resumed:
             self._coming, self._resumed = self._resumed, None
             return

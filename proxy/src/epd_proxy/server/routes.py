@@ -57,5 +57,5 @@ def error_response(error: ProxyError, body: bytes | None = None) -> Response:
     elif error.status == 401:
         headers.append(("WWW-Authenticate", "Bearer"))
     elif error.status in (429, 503):
-        headers.append(("Retry-After", "1"))
+        headers.append(("Retry-After", error.retry_after))
     return Response(error.status, error.body() if body is None else body, headers)

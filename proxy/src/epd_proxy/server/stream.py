@@ -34,7 +34,7 @@ class Stream:
     async def drained(self, idle_s: float) -> None:
         """Wait until the client has taken most of what was written.
 
-        Raises :class:`ConnectionResetError` when it left, or took nothing for ``idle_s`` seconds: then it is cut off.
+        Raises :class:`ConnectionResetError` when it left, or did not within ``idle_s`` seconds: then it is cut off.
         """
         await self._connection.drained(idle_s)
 

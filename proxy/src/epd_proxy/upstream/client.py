@@ -28,7 +28,7 @@ class Upstream:
         self._sweep: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f"<Upstream open={len(self._open)} kept={len(self._kept)}>"
+        return f"<Upstream open={len(self._open)} kept={len(self._kept)} {self._dialer}>"
 
     @property
     def in_use(self) -> int:

@@ -1,6 +1,7 @@
-"""New connections: names resolved anew every few seconds, each address tried in turn, in time."""
+"""New connections: names resolved anew every few seconds, each address tried in turn, with its share of the time."""
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 import ssl
@@ -14,6 +15,7 @@ from .connection import Connection
 _RESOLVED_FOR_S = 5.0
 # A question to Docker's name server that gets lost is asked again after 5 s: what is known already serves sooner.
 _ANSWERED_WITHIN_S = 0.5
+_NAMES_MAX = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +32,18 @@ class Dialer:
         self._tls = tls
         self._resolved: dict[tuple[str, int], _Resolved] = {}
 
+    def __repr__(self) -> str:
+        return f"<Dialer names={len(self._resolved)}>"
+
     async def dial(self, target: Target, limit_s: float, registry: set[Connection]) -> Connection:
         """Connect to ``target`` within ``limit_s`` and the configured time, whichever is less.
 
         Raises :class:`BackendConnectError`, or :class:`BackendTimeoutError` where ``limit_s`` was the shorter.
         """
+        until = asyncio.get_running_loop().time() + min(limit_s, self._connect_s)
         try:
-            async with asyncio.timeout(min(limit_s, self._connect_s)):
-                return await self._try_each(target, registry)
+            async with asyncio.timeout_at(until):
+                return await self._try_each(target, until, registry)
         except TimeoutError as error:
             self._resolved.pop((target.host, target.port), None)
             if limit_s < self._connect_s:
@@ -47,22 +53,24 @@ class Dialer:
             self._resolved.pop((target.host, target.port), None)
             raise BackendConnectError(target.backend, "the instance cannot be reached") from error
 
-    async def _try_each(self, target: Target, registry: set[Connection]) -> Connection:
+    async def _try_each(self, target: Target, until: float, registry: set[Connection]) -> Connection:
+        """Connect to the first address that takes it. One that says nothing must leave time for those after it."""
         loop = asyncio.get_running_loop()
-        tls = self._context() if target.tls else None
         *others, last = await self._resolve(target)
-        for address in (*others, last):
-            try:
-                _, connection = await loop.create_connection(
-                    lambda: Connection(target.backend, registry), address, target.port, ssl=tls,
-                    server_hostname=target.host if tls else None,
-                )  # fmt: skip
-            except OSError:
-                if address is last:
-                    raise
-            else:
-                return connection
-        raise AssertionError("the last address has raised or was returned")
+        for index, address in enumerate(others):
+            share_s = (until - loop.time()) / (len(others) + 1 - index)
+            with contextlib.suppress(OSError):  # TimeoutError is one
+                async with asyncio.timeout(share_s):
+                    return await self._connect(target, address, registry)
+        return await self._connect(target, last, registry)
+
+    async def _connect(self, target: Target, address: str, registry: set[Connection]) -> Connection:
+        tls = self._context() if target.tls else None
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: Connection(target.backend, registry), address, target.port, ssl=tls,
+            server_hostname=target.host if tls else None,
+        )  # fmt: skip
+        return connection
 
     async def _resolve(self, target: Target) -> tuple[str, ...]:
         if _is_address(target.host):
@@ -73,6 +81,8 @@ class Dialer:
             return known.addresses
         if known is None:
             found = await _look_up(*key)
+            if len(self._resolved) >= _NAMES_MAX:  # instances come and go
+                self._resolved.clear()
         else:
             self._resolved[key] = _Resolved(known.addresses, loop.time())  # one asks, the others go on with these
             try:

@@ -1,7 +1,7 @@
 """A backend's answer, on the connection it comes over."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 from ..errors import BackendProtocolError
 from .connection import Connection
@@ -42,6 +42,11 @@ class UpstreamResponse:
         """Whether the body is a stream of server-sent events."""
         return self.content_type.lower().startswith("text/event-stream")
 
+    def header(self, name: bytes) -> str:
+        """Return the value of a header, empty where there is none; ``name`` is in lower case."""
+        found = (value for each, value in self.headers if each.lower() == name)
+        return next(found, b"").decode("utf-8", "surrogateescape")
+
     async def read_all(self, size_max_bytes: int) -> bytes:
         """Return the whole body, which has to be here as soon as the call's ``first_byte_s`` says.
 
@@ -60,13 +65,11 @@ class UpstreamResponse:
             piece = await connection.read(min(self._idle_s, max(0.0, self._until - loop.time())))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the bytes after ``first`` as they arrive, never re-cut. Raises :class:`BackendError`."""
-        while piece := await self._open().read(self._idle_s):
-            yield piece
-
     async def pump(self, write: Callable[[bytes], bool], drained: Callable[[], Awaitable[None]]) -> None:
-        """Do what :meth:`chunks` does without a turn of the event loop for each piece: see ``Connection.pump``."""
+        """Have ``write`` called with what comes after ``first``, never re-cut, until the end: see ``Connection.pump``.
+
+        Raises :class:`epd_proxy.errors.BackendError`.
+        """
         await self._open().pump(write, drained, self._idle_s)
 
     def close(self) -> None:
