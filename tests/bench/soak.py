@@ -326,9 +326,17 @@ async def hold(proxy: Proxy, count: int) -> list[str]:
 
     async def read_on() -> int:
         async def one(response: Any) -> bool:
-            async for _ in response.chunks():
+            came = asyncio.Event()
+
+            def take(_: bytes) -> bool:
+                came.set()
                 return True
-            return False
+
+            rest, first = asyncio.ensure_future(response.pump(take, came.wait)), asyncio.ensure_future(came.wait())
+            await asyncio.wait((rest, first), return_when=asyncio.FIRST_COMPLETED)
+            for task in (rest, first):
+                task.cancel()
+            return came.is_set()
 
         return sum(await asyncio.gather(*map(one, streams)))
 
