@@ -132,10 +132,10 @@ class Memory:
 
     def copy(self, tensor: Any) -> float:
         """Copy a tensor to this memory, which is resident."""
-        import torch
+        from epd_connector.tensors import copy_to_slab
 
-        target = torch.frombuffer(self.region, dtype=tensor.dtype, count=tensor.numel()).view(tensor.shape)
-        return timed(lambda: target.copy_(tensor))
+        part = self.region[: tensor.nbytes]
+        return timed(lambda: copy_to_slab(tensor, part))
 
 
 def join_vllm() -> None:

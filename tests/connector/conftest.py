@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,10 +25,3 @@ def pool(tmp_path: Path) -> Iterator[MooncakePool]:
         yield pool
     finally:
         pool.stop()
-
-
-@pytest.fixture
-def tmpfs() -> Iterator[Path]:
-    """An empty folder on a tmpfs, where a shared directory readies files in advance."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
-        yield Path(path)

@@ -17,10 +17,9 @@ from mooncake_pool import MooncakePool
 
 from epd_connector.config import read_config
 from epd_connector.device import HostDevice
-from epd_connector.store.base import Draft, Store, StoreError, StoreFullError, StoreUnavailableError
+from epd_connector.store.base import Store, StoreError, StoreFullError, StoreUnavailableError
 from epd_connector.store.factory import make_store
 from epd_connector.store.shared_dir import DRAFT_LIFE_S, DRAFT_PREFIX, FOLDER, SharedDirStore
-from epd_connector.store.spare import is_on_tmpfs
 
 BUFFER_BYTES = 4 << 20
 KEY = "ec/v1/model/item"
@@ -239,73 +238,28 @@ class TestSharedDir:
             time.sleep(0.005)
         raise AssertionError("no spare file was made")
 
-    def wait_for_draft(self, store: SharedDirStore, size_bytes: int) -> Draft:
-        deadline_s = time.monotonic() + 20
-        while (draft := store.find_draft(size_bytes)) is None:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.005)
-        return draft
+    def test_next_object_goes_into_a_file_that_has_its_pages(self, client: Client, tmp_path: Path) -> None:
+        client.put("a", bytes(200))
+        spare = self.find_spare(tmp_path)
+        client.put("b", b"b" * 100)
+        assert client.store._name("b").stat().st_ino == spare.st_ino  # type: ignore[attr-defined]
+        assert client.store.find_size("b") == 100
+        assert client.get("b", 100) == b"b" * 100
 
-    @pytest.fixture
-    def fast(self, tmpfs: Path) -> Client:
-        return Client(SharedDirStore(tmpfs, 1000))
+    @pytest.mark.parametrize("size_bytes", [100, 300], ids=["is gone", "is too small"])
+    def test_file_that_does_not_serve_is_done_without(self, client: Client, tmp_path: Path, size_bytes: int) -> None:
+        client.put("a", bytes(200))
+        self.find_spare(tmp_path)
+        if size_bytes < 200:
+            for path in (tmp_path / FOLDER).glob(f"{DRAFT_PREFIX}*"):
+                path.unlink()
+        client.put("b", b"b" * size_bytes)
+        assert client.get("b", size_bytes) == b"b" * size_bytes
 
-    def test_object_is_written_in_memory_of_its_file(self, fast: Client, tmpfs: Path) -> None:
-        assert fast.store.find_draft(100) is None
-        fast.put("a", bytes(200))
-        spare = self.find_spare(tmpfs)
-        draft = self.wait_for_draft(fast.store, 100)  # type: ignore[arg-type]
-        draft.data[:] = b"b" * 100
-        assert fast.store.find_size("b") is None
-        draft.put("b")
-        draft.close()
-        assert fast.store._name("b").stat().st_ino == spare.st_ino  # type: ignore[attr-defined]
-        assert fast.store.find_size("b") == 100
-        assert fast.get("b", 100) == b"b" * 100
-
-    def test_draft_of_what_is_there_changes_nothing_and_goes(self, fast: Client, tmpfs: Path) -> None:
-        fast.put("a", b"first")
-        draft = self.wait_for_draft(fast.store, 5)  # type: ignore[arg-type]
-        draft.data[:] = b"other"
-        draft.put("a")
-        draft.close()
-        assert fast.get("a", 5) == b"first"
-        assert [path.name for path in (tmpfs / FOLDER).iterdir()] == [fast.store._name("a").name]  # type: ignore[attr-defined]
-
-    def test_draft_whose_file_is_removed_is_stored_all_the_same(self, fast: Client, tmpfs: Path) -> None:
-        fast.put("a", bytes(200))
-        draft = self.wait_for_draft(fast.store, 200)  # type: ignore[arg-type]
-        for path in (tmpfs / FOLDER).glob(f"{DRAFT_PREFIX}*"):
-            path.unlink()
-        draft.data[:] = b"b" * 200
-        draft.put("b")
-        draft.close()
-        assert fast.get("b", 200) == b"b" * 200
-
-    def test_larger_objects_get_larger_drafts(self, fast: Client) -> None:
-        for size_bytes in (100, 300):
-            fast.put(str(size_bytes), bytes(size_bytes))
-            self.wait_for_draft(fast.store, size_bytes).close()  # type: ignore[arg-type]
-
-    def test_draft_counts_towards_the_budget(self, fast: Client, tmpfs: Path) -> None:
-        for number in range(20):
-            fast.put(str(number), bytes(300))
-            draft = fast.store.find_draft(300)
-            if draft is not None:
-                draft.put(f"draft {number}")
-                draft.close()
-            assert sum(path.stat().st_size for path in (tmpfs / FOLDER).iterdir()) <= 1000
-
-    def test_no_draft_where_a_mapped_write_may_fail_later(self, client: Client, tmp_path: Path) -> None:
-        assert not is_on_tmpfs(tmp_path), "this test needs a folder on a disk"
+    def test_nothing_but_objects_is_left(self, client: Client, tmp_path: Path) -> None:
         client.put("a", bytes(200))
         client.store.close()
-        assert client.store.find_draft(200) is None
-
-    def test_nothing_but_objects_is_left(self, fast: Client, tmpfs: Path) -> None:
-        fast.put("a", bytes(200))
-        fast.store.close()
-        assert [path.stat().st_size for path in (tmpfs / FOLDER).iterdir()] == [200]
+        assert [path.stat().st_size for path in (tmp_path / FOLDER).iterdir()] == [200]
 
     def test_budget_holds_over_all_processes(self, client: Client, tmp_path: Path) -> None:
         others = [Client(SharedDirStore(tmp_path, 1000)) for _ in range(3)]

@@ -4,32 +4,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 from .access import StoreAccess
 from .header import HEADER_SIZE_BYTES, Header, HeaderError, checksum
 from .keys import hash_item_id
-from .store.base import Draft, StoreError, StoreFullError, StoreUnavailableError
-from .tensors import EmbeddingTensor, copy_to_memory, describe_tensor
+from .store.base import StoreError, StoreFullError, StoreUnavailableError
+from .tensors import EmbeddingTensor, copy_to_slab, describe_tensor
 
 log = logging.getLogger(__name__)
 
 FIRST_BACK_OFF_S = 0.005
 MAX_BACK_OFF_S = 0.1
 BREAKER_POLL_S = 0.02
-
-
-@dataclass(frozen=True)
-class Item:
-    """An embedding on its way to the store: the payload is in ``draft``, ``blank`` its header but for the checksum.
-
-    ``deadline_s``, of time.monotonic, is when to give up.
-    """
-
-    item_id: str
-    blank: Header
-    draft: Draft
-    deadline_s: float
 
 
 class Publisher:
@@ -56,15 +42,16 @@ class Publisher:
         self._step_started_s: float | None = None
 
     def save(self, item_id: str, tensor: EmbeddingTensor) -> None:
-        """Copy the embedding (rows first, any device) and have it stored; drop it when that cannot be."""
+        """Copy the embedding (rows first, any device) into the slab and have it stored; drop it when that cannot be."""
         if self._step_started_s is None:
             self._step_started_s = time.monotonic()
-        item = self._prepare(item_id, tensor, self._step_started_s + self._timeout_s)
-        if item is None:
+        deadline_s = self._step_started_s + self._timeout_s
+        put = self._prepare(item_id, tensor, deadline_s)
+        if put is None:
             return
         with self._changed:
             self._pending += 1
-        self._submit(lambda: self._put_pending(item))
+        self._submit(lambda: self._run(put))
 
     def wait_for_step(self) -> None:
         """Wait until the items of this step are visible in the store, the time is up, or the store is given up."""
@@ -95,20 +82,20 @@ class Publisher:
         tensor = None if is_there else find_tensor()
         if tensor is None:
             return
-        item = self._prepare(item_id, tensor, deadline_s)
-        if item is not None and self._put(item):
+        put = self._prepare(item_id, tensor, deadline_s)
+        if put is not None and put():
             self._metrics.count("epd_ec_republished")
 
-    def _put_pending(self, item: Item) -> None:
+    def _run(self, put: Callable[[], bool]) -> None:
         try:
-            self._put(item)
+            put()
         finally:
             with self._changed:
                 self._pending -= 1
                 self._changed.notify_all()
 
-    def _prepare(self, item_id: str, tensor: EmbeddingTensor, deadline_s: float) -> Item | None:
-        """Copy the payload and return the item; None, counted, when there is no place for it."""
+    def _prepare(self, item_id: str, tensor: EmbeddingTensor, deadline_s: float) -> Callable[[], bool] | None:
+        """Copy the payload and return what stores it; None, counted, when there is no place for it."""
         if self._breaker.is_open:
             self._fail(item_id, "store_down")
             return None
@@ -121,52 +108,57 @@ class Publisher:
         if blank.object_size_bytes > self._access.allocator.size_bytes:
             self._fail(item_id, "too_large")
             return None
-        draft = self._access.find_draft(blank.object_size_bytes, deadline_s - time.monotonic())
-        if draft is None:
+        offset = self._access.allocator.allocate(blank.object_size_bytes, deadline_s - time.monotonic())
+        if offset is None:
             self._fail(item_id, "slab_full")
             return None
+        region = self._access.data[offset : offset + blank.object_size_bytes]
         try:
-            copy_to_memory(tensor, draft.data[HEADER_SIZE_BYTES:])
+            copy_to_slab(tensor, region[HEADER_SIZE_BYTES:])
         except Exception:
-            draft.close()
+            self._access.allocator.release(offset)
             raise
-        return Item(item_id, blank, draft, deadline_s)
 
-    def _put(self, item: Item) -> bool:
+        def put() -> bool:
+            try:
+                return self._put(item_id, blank, region, deadline_s)
+            finally:
+                self._access.allocator.release(offset)
+
+        return put
+
+    def _put(self, item_id: str, blank: Header, region: memoryview, deadline_s: float) -> bool:
+        payload_checksum = checksum(region[HEADER_SIZE_BYTES:])
+        region[:HEADER_SIZE_BYTES] = Header(blank.dtype, blank.shape, payload_checksum, blank.item_hash).pack()
         try:
-            header = replace(item.blank, payload_checksum=checksum(item.draft.data[HEADER_SIZE_BYTES:]))
-            item.draft.data[:HEADER_SIZE_BYTES] = header.pack()
             with self._metrics.time("epd_ec_put_seconds"):
-                self._put_with_retries(item)
+                self._put_with_retries(self._access.key_of(item_id), region, deadline_s)
         except StoreFullError as error:
-            self._fail(item.item_id, "no_space", error)
+            self._fail(item_id, "no_space", error)
         except StoreUnavailableError as error:
-            self._fail(item.item_id, "store_down", error)
+            self._fail(item_id, "store_down", error)
         except StoreError as error:
-            self._fail(item.item_id, "store_error", error)
+            self._fail(item_id, "store_error", error)
         else:
             self._metrics.count("epd_ec_published")
-            self._metrics.count("epd_ec_put_bytes", len(item.draft.data))
+            self._metrics.count("epd_ec_put_bytes", len(region))
             return True
-        finally:
-            item.draft.close()
         return False
 
-    def _put_with_retries(self, item: Item) -> None:
-        key = self._access.key_of(item.item_id)
+    def _put_with_retries(self, key: str, region: memoryview, deadline_s: float) -> None:
         back_off_s = FIRST_BACK_OFF_S
         while True:
             error: StoreError
             try:
                 with self._breaker.operation():
-                    item.draft.put(key)
+                    self._store.put(key, region)
                     # A put of an object that another encoder is writing returns at once: look whether it is visible.
                     if self._store.exists(key):
                         return
                 error = StoreError("the object did not become visible")
             except StoreFullError as full:
                 error = full
-            if time.monotonic() + back_off_s >= item.deadline_s or self._breaker.is_open:
+            if time.monotonic() + back_off_s >= deadline_s or self._breaker.is_open:
                 raise error
             time.sleep(back_off_s)
             back_off_s = min(2 * back_off_s, MAX_BACK_OFF_S)

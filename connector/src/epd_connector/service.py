@@ -53,6 +53,7 @@ class StoreService:
         self._device = device
         self._find_tensor = find_tensor
         self._scheduler_sums: Mapping[str, float] = {}
+        self._counting = threading.Lock()
         self._closing = threading.Event()
         self._directory = OwnedDirectory(directory)
         try:
@@ -128,8 +129,10 @@ class StoreService:
             self._submit(lambda: self._confirm(message.item_id))
         elif isinstance(message, Release):
             self.allocator.release(message.offset, message.after_step)
-        elif isinstance(message, Counts) and sum(message.sums.values()) >= sum(self._scheduler_sums.values()):
-            self._scheduler_sums = message.sums  # not the older of two that two threads took
+        elif isinstance(message, Counts):
+            with self._counting:  # several threads take messages: the older of two must not come last
+                if sum(message.sums.values()) >= sum(self._scheduler_sums.values()):
+                    self._scheduler_sums = message.sums
 
     def _fetch(self, message: Fetch) -> None:
         if not self._fetching.acquire(blocking=False):

@@ -1,4 +1,4 @@
-"""Copies between torch tensors and host memory: the only module besides vLLM's own that touches a device."""
+"""Copies between torch tensors and the slab: the only module besides vLLM's own that touches a device."""
 
 from typing import TypeAlias
 
@@ -15,8 +15,8 @@ def describe_tensor(tensor: EmbeddingTensor) -> tuple[str, tuple[int, ...]]:
     return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
 
 
-def copy_to_memory(tensor: EmbeddingTensor, payload: memoryview) -> None:
-    """Copy a tensor of any device and stride to the payload's memory, row-major; returns when the bytes are there."""
+def copy_to_slab(tensor: EmbeddingTensor, payload: memoryview) -> None:
+    """Copy a tensor of any device and stride into the slab, row-major; returns when the bytes are there."""
     if tensor.numel():
         target = torch.frombuffer(payload, dtype=tensor.dtype).view(tensor.shape)
         target.copy_(tensor.detach())

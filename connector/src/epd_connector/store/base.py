@@ -25,18 +25,6 @@ class StoreUnavailableError(StoreError):
     """The store cannot be reached."""
 
 
-class Draft(Protocol):
-    """Memory of a store's own in which one object is written before the store has it."""
-
-    data: memoryview
-
-    def put(self, key: str) -> None:
-        """Make the object of it, as ``Store.put`` does; may be tried again."""
-
-    def close(self) -> None:
-        """Give up what did not become an object."""
-
-
 class Store(Protocol):
     """A flat namespace of immutable objects.
 
@@ -56,9 +44,6 @@ class Store(Protocol):
 
     def put(self, key: str, data: memoryview) -> None:
         """Store a part of the slab. An object that is there already stays as it is and that is no error."""
-
-    def find_draft(self, size_bytes: int) -> Draft | None:
-        """Return memory for an object that saves copying it; None where a part of the slab serves. Never blocks."""
 
     def get(self, key: str, out: memoryview) -> int | None:
         """Read an object into a part of the slab of exactly its size; return its size, None when it is absent."""

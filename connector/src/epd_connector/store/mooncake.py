@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import ConfigError, ConnectorConfig
 from ..device import Device, TransferMemory
 from ..keys import KEY_PREFIX
-from .base import Draft, StoreError, StoreFullError, StoreTimeoutError, StoreUnavailableError
+from .base import StoreError, StoreFullError, StoreTimeoutError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -84,10 +84,6 @@ class MooncakeStore:
         client, memory = self._ready()
         memory.push(data)
         _checked(client.put_from(key, memory.find_address(data), len(data)), "put_from")
-
-    def find_draft(self, size_bytes: int) -> Draft | None:  # noqa: ARG002 - the pool belongs to another process
-        """See Store. There never is one."""
-        return None
 
     def get(self, key: str, out: memoryview) -> int | None:
         """See Store."""

@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .base import Draft, StoreError, StoreFullError, StoreUnavailableError
-from .spare import Spare, SpareFile, is_on_tmpfs
+from .base import StoreError, StoreFullError, StoreUnavailableError
+from .spare import SpareFile
 
 FOLDER = "epd-ec-v1"
 SCAN_INTERVAL_S = 1.0
@@ -40,7 +40,6 @@ class SharedDirStore:
         self._folder = path / FOLDER
         self._size_limit_bytes = size_limit_bytes
         self._is_connected = False
-        self._has_spares = False
         self._lock = threading.Lock()
         self._used_bytes = 0
         self._spare = SpareFile(self._name_draft)
@@ -54,7 +53,6 @@ class SharedDirStore:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             if not os.access(self._folder, os.R_OK | os.W_OK | os.X_OK):
                 raise StoreUnavailableError(f"{self._folder} is not readable and writable for uid {os.getuid()}")
-        self._has_spares = is_on_tmpfs(self._folder)
         self._is_connected = True
 
     def exists(self, key: str) -> bool:
@@ -76,7 +74,7 @@ class SharedDirStore:
         """See Store."""
         if self.exists(key):
             return
-        draft = self._name_draft()
+        draft = self._take_spare(len(data)) or self._name_draft()
         self._make_room(len(data))
         with _translated("put"):
             try:
@@ -87,34 +85,6 @@ class SharedDirStore:
                 raise
         self._make_spare(len(data))
 
-    def find_draft(self, size_bytes: int) -> Draft | None:
-        """See Store. There is one of the size of the last object, or longer, once that is made."""
-        if not self._lock.acquire(blocking=False):
-            return None  # someone looks through the directory, which takes its time
-        try:
-            if self._spare.size_bytes < size_bytes:
-                return None
-            spare_bytes, spare = self._spare.size_bytes, self._spare.take()
-            if spare is None:
-                return None
-            self._used_bytes -= spare_bytes
-        finally:
-            self._lock.release()
-        try:
-            os.utime(spare.path)  # or another process takes it for what a dead one left
-        except OSError:
-            return None
-        return SharedDirDraft(self, spare, size_bytes)
-
-    def publish(self, path: Path, key: str, size_bytes: int) -> None:
-        """Turn a whole file of this directory into an object. Raises FileNotFoundError when the file is gone."""
-        if self.exists(key):
-            return
-        self._make_room(size_bytes)
-        os.truncate(path, size_bytes)
-        path.rename(self._name(key))
-        self._make_spare(size_bytes)
-
     def get(self, key: str, out: memoryview) -> int | None:
         """See Store."""
         path = self._name(key)
@@ -124,7 +94,6 @@ class SharedDirStore:
             except FileNotFoundError:
                 return None
             try:
-                os.utime(file)
                 done = 0
                 while done < len(out) and (count := os.readv(file, [out[done:]])):
                     done += count
@@ -142,7 +111,6 @@ class SharedDirStore:
         """See Store."""
         self._is_connected = False
         with self._lock:
-            self._has_spares = False
             self._spare.close()
 
     def measure(self) -> tuple[int, int]:
@@ -167,14 +135,22 @@ class SharedDirStore:
     def _name_draft(self) -> Path:
         return self._folder / f"{DRAFT_PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
 
-    def _make_spare(self, size_bytes: int) -> None:
-        """Ready a file for the next object of this size, within the budget: nothing is evicted for it."""
+    def _take_spare(self, size_bytes: int) -> Path | None:
+        """Return a file with pages for an object, out of the budget again; None where a new one serves better."""
         with self._lock:
-            if not self._has_spares or self._spare.size_bytes >= size_bytes:
-                return
-            self._used_bytes -= self._spare.size_bytes
-            self._spare.discard()
-            if self._used_bytes + size_bytes <= self._size_limit_bytes:
+            path, spare_bytes = self._spare.take()
+            self._used_bytes -= spare_bytes
+        if path is None:
+            return None
+        if size_bytes > spare_bytes:
+            path.unlink(missing_ok=True)
+            return None
+        return path
+
+    def _make_spare(self, size_bytes: int) -> None:
+        """Ready a file for the next put, within the budget: nothing is evicted for it."""
+        with self._lock:
+            if self._spare.is_wanted and self._used_bytes + size_bytes <= self._size_limit_bytes:
                 self._used_bytes += size_bytes
                 self._spare.make(size_bytes)
 
@@ -216,33 +192,13 @@ class SharedDirStore:
                     yield found.st_mtime, found.st_size, entry
 
 
-class SharedDirDraft:
-    """A spare file in which the object is written through its mapped memory."""
-
-    def __init__(self, store: SharedDirStore, spare: Spare, size_bytes: int) -> None:
-        self._store = store
-        self._path = spare.path
-        self.data = spare.data[:size_bytes]
-
-    def put(self, key: str) -> None:
-        """See Draft."""
-        with _translated("put"):
-            try:
-                self._store.publish(self._path, key, len(self.data))
-            except FileNotFoundError:
-                self._store.put(key, self.data)
-
-    def close(self) -> None:
-        """See Draft."""
-        self._path.unlink(missing_ok=True)
-
-
 def _write(path: Path, data: memoryview) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         done = 0
         while done < len(data):
             done += os.write(file, data[done:])
+        os.ftruncate(file, done)  # a spare may be longer
     finally:
         os.close(file)  # raises what a network file system put off
 
