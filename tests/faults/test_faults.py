@@ -188,13 +188,13 @@ def test_consumer_is_restarted(stack: Stack) -> None:
     seeds = range(1900, 1908)
     for seed in seeds:
         encode(stack, "encode-0", seed)
-    with observed(stack, "consumer killed and started anew", restarted=CONSUMER) as row:
-        stack.compose("kill", CONSUMER)
-        stack.compose("start", CONSUMER)
-        stack.wait_healthy(CONSUMER)
-        stack.wait_ready()
-        # The first request of a new engine compiles for seconds, with Python's lock held: fetches meet their limit.
-        ask(stack, Row("warm-up"), [1999], through=CONSUMER)
+    stack.compose("kill", CONSUMER)
+    stack.compose("start", CONSUMER)
+    stack.wait_healthy(CONSUMER)
+    stack.wait_ready()
+    # The first request of a new engine compiles for seconds, with Python's lock held: fetches meet their limit.
+    ask(stack, Row("warm-up"), [1999], through=CONSUMER)
+    with observed(stack, "consumer killed and started anew") as row:
         ask(stack, row, seeds, through=CONSUMER)
     assert row.hits == len(seeds)
 
