@@ -64,6 +64,28 @@ async def test_a_request_that_no_instance_answers(name: str) -> None:
         assert held() <= RECENT
 
 
+async def test_a_request_whose_encoder_failed() -> None:
+    """It is answered all the same, and nobody is told of the failure."""
+    async with ProxyStack() as stack:
+        stack.encoders[0].default = fake.drop
+        for _ in range(REQUESTS):
+            assert (await stack.post(chat(image_part()))).status == 200
+            await stack.until_idle()
+        assert stack.encoders[0].requests
+        assert held() <= RECENT
+
+
+async def test_a_request_whose_first_prefill_failed() -> None:
+    """Another one is asked, and the client has its answer."""
+    async with ProxyStack(prefills=2, decodes=1) as stack:
+        stack.prefills[0].default = fake.drop
+        for _ in range(REQUESTS):
+            assert (await stack.post(chat(image_part()))).status == 200
+            await stack.until_idle()
+        assert stack.prefills[0].requests
+        assert held() <= RECENT
+
+
 async def drops(peer: Peer) -> None:
     await peer.request()
     peer.reset()

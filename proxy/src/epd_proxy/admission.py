@@ -1,7 +1,6 @@
 """How many requests run at once, how many wait for their turn, and for how long."""
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -40,19 +39,17 @@ class Admission:
         self.running += 1
         return True
 
-    async def enter(self) -> float:
-        """Take a place, which others may have to leave first. Returns the seconds that this took.
+    async def enter(self) -> None:
+        """Take a place, which others may have to leave first.
 
         Raises :class:`BusyError` when the queue is full, and :class:`UnavailableError` when no place came in time.
         """
         if self.try_enter():
-            return 0.0
+            return
         if len(self._waiting) >= self._config.queued_max:
             self._refused("queue_full")
             raise BusyError("the proxy serves as many requests as it may, and as many wait; try again later")
-        since = time.monotonic()
         await self._wait()
-        return time.monotonic() - since
 
     def leave(self) -> None:
         """Give the place to who waits longest, or back."""

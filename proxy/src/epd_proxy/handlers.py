@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any
@@ -25,6 +26,15 @@ log = logging.getLogger(__name__)
 Work = Callable[[Request, AccessRecord], Awaitable[Response | None]]
 
 _CLIENT_LEFT = 499
+
+
+async def wait_for_turn(admission: Admission, record: AccessRecord) -> None:
+    """Wait for a place, and note how long that took, also when it was in vain. Raises what ``Admission.enter`` does."""
+    since = time.monotonic()
+    try:
+        await admission.enter()
+    finally:
+        record.queue_s = time.monotonic() - since
 
 
 class Handlers:
@@ -87,7 +97,7 @@ class Handlers:
 
         async def infer(request: Request, record: AccessRecord) -> Response | None:
             if not admission.try_enter():
-                record.queue_s = await admission.enter()
+                await wait_for_turn(admission, record)
             try:
                 # The body is given up when the answer has begun: a stream may go on for long, and others need the
                 # memory.

@@ -6,7 +6,7 @@ from . import protocol
 from .aside import run_aside
 from .errors import InvalidRequestError, MethodNotAllowedError, NotFoundError, NotOfferedError
 from .flows import Forwarding
-from .handlers import Handlers
+from .handlers import Handlers, wait_for_turn
 from .logs import AccessRecord
 from .server import Request, Response, Routes
 from .upstream import Call
@@ -44,7 +44,7 @@ class Passing:
         _check(request)
         admission = self._handlers.admission
         if not admission.try_enter():
-            record.queue_s = await admission.enter()
+            await wait_for_turn(admission, record)
         try:
             return await self._forward(request, record)
         finally:

@@ -123,11 +123,15 @@ async def try_endpoints(
 def raise_as(told: ProxyError, error: ProxyError) -> NoReturn:
     """Raise what is ``told`` of ``error``, which may be itself.
 
-    One that is its own cause would be kept, and with it the frames it came through, until garbage is looked for.
+    Neither must be kept by what it leaves behind, its own cause or a frame that it came through: the client's body
+    would be kept with it until garbage is looked for.
     """
-    if told is error:
-        raise error
-    raise told from error
+    try:
+        if told is error:
+            raise error
+        raise told from error
+    finally:
+        del told, error
 
 
 def _note_attempt(record: AccessRecord, endpoint: Endpoint) -> None:
@@ -171,7 +175,8 @@ def _mark(endpoint: Endpoint, error: ProxyError) -> None:
         endpoint.mark_answered()
     if isinstance(error, BackendError) or (isinstance(error, RefusedByBackendError) and error.status in _FAULTS):
         if endpoint.breaker.note_failure():
-            log.warning("%s instance %s fails, and is spared for a while: %s", endpoint.stage, endpoint.url, error)
+            why = str(error)  # a record of the error itself would keep the request
+            log.warning("%s instance %s fails, and is spared for a while: %s", endpoint.stage, endpoint.url, why)
     elif error.status not in _OVERLOADED:
         endpoint.breaker.note_success()
 

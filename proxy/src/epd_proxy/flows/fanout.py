@@ -75,7 +75,8 @@ class EncodeFanout:
             if self._stages.config.encode_fallback == "off":
                 raise UnavailableError(f"the item could not be encoded: {error}") from error
             self._count(item, "local")
-            log.warning("item %d of request %s is left to the next stage: %s", index, job.record.request_id, error)
+            # Its text: a record that is kept would keep the error, and with that the request.
+            log.warning("item %d of request %s is left to the next stage: %s", index, job.record.request_id, str(error))
             return False
         self._count(item, "encoded" if encoded else "joined")
         if encoded:
