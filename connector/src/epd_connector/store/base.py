@@ -49,7 +49,10 @@ class Store(Protocol):
         """Read an object into a part of the slab of exactly its size; return its size, None when it is absent."""
 
     def remove(self, key: str) -> None:
-        """Remove an object, also under lease; an absent one is no error, one that is being written may be."""
+        """Remove an object, also under lease; an absent one is no error, one that is being written may be.
+
+        Who reads it meanwhile may get a part of another object: verify what was read.
+        """
 
     def remove_all(self) -> int:
         """Remove every embedding, also under lease; return how many there were."""
