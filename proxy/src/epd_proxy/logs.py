@@ -14,8 +14,7 @@ access_log = logging.getLogger("epd_proxy.access")
 _ACCESS_MESSAGE = "request"
 _TIMES = ("queue_s", "first_byte_s", "encode_s", "callback_s", "prefill_s")
 _FLUSH_S = 0.1
-# Few enough that no stream feels it when they are written.
-_LINES_MAX = 64
+_LINES_MAX = 256
 
 
 class AccessRecord:
@@ -58,17 +57,12 @@ class AccessRecord:
 
     def fields(self) -> dict[str, Any]:
         """Return what was set; times are rounded to 0.1 ms."""
-        values: dict[str, Any] = {**vars(self), "status": self.status, "total_s": _rounded(self.elapsed_s())}
+        values: dict[str, Any] = {**vars(self), "status": self.status, "total_s": round(self.elapsed_s(), 4)}
         del values["started"]
         for name in _TIMES:
             if name in values:
-                values[name] = _rounded(values[name])
+                values[name] = round(values[name], 4)
         return values
-
-
-def _rounded(seconds: float) -> float:
-    """Return what ``round(seconds, 4)`` would, which makes text of the number on the way and takes longer for it."""
-    return int(seconds * 10_000 + 0.5) / 10_000
 
 
 class JsonFormatter(logging.Formatter):

@@ -32,8 +32,7 @@ def build(request: InferenceRequest, stages: Collection[str], split_by: Handshak
 
     What cannot be split stays on one instance: a prefill instance is a complete engine.
     """
-    items_cost = sum([item.cost for item in request.items]) if request.items else 0
-    prompt_cost = max(1, request.text_tokens + items_cost)
+    prompt_cost = max(1, request.text_tokens + sum(item.cost for item in request.items))
     split = "decode" in stages and why_not_split(request) is None
     return Plan(
         encode=request.items if "encode" in stages else (),
