@@ -71,7 +71,8 @@ def observed(stack: Stack, case: str, restarted: str = "") -> Iterator[Row]:
     after, ends = read_counters(stack), find_starts(stack)
     row.evicted = max(0, count_evictions(stack) - evicted)  # a master that started anew counts from 0
     assert {name for name in ENGINES if starts[name] != ends[name]} <= {restarted}, "an engine died"
-    found = {key: int(value - before.get(key, 0)) for key, value in after.items()}
+    # A consumer that started anew counts from 0.
+    found = {key: int(value - (before.get(key, 0) if restarted != CONSUMER else 0)) for key, value in after.items()}
     row.hits, row.local_encodes = found["epd_ec_hits_total"], found["epd_ec_local_encodes_total"]
     reasons = {key.split("|")[1]: value for key, value in found.items() if key.startswith("epd_ec_misses_total|")}
     row.misses = {reason: count for reason, count in reasons.items() if count}
