@@ -163,7 +163,7 @@ def produce(link: Connection, peer: Connection, pool: dict[str, Any], sizes: lis
             tensor = make_tensor(number, rows)
             copy_s = memory.copy(tensor)
             key = f"ec/v1/bench/{size_bytes}-{number}"
-            put_s = timed(lambda: memory.store.put(key, memory.region[:size_bytes]))  # noqa: B023 - called here
+            put_s = timed(lambda: memory.store.put(key, [memory.region[:size_bytes]]))  # noqa: B023 - called here
             peer.send(("own", key, rows, 0.0, number))
             peer.recv()
             link.send(("own", {"memcpy": copy_s, "put": put_s}))

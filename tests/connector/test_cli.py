@@ -43,7 +43,7 @@ def buffer(config: ConnectorConfig) -> Iterator[memoryview]:
     store.connect(slab)
     keys = [f"{KEY_PREFIX}/{MODELS[number % 2]}/{number:064x}" for number in range(3)]
     for key in [*keys, *(["other/object"] if config.store == "mooncake" else [])]:
-        store.put(key, slab)
+        store.put(key, [slab])
     yield slab
     store.close()
 
@@ -98,7 +98,7 @@ def test_check_notices_bytes_that_changed(tmp_path, monkeypatch, capsys) -> None
     from epd_connector.store import shared_dir
 
     write = shared_dir._write
-    monkeypatch.setattr(shared_dir, "_write", lambda path, data: write(path, memoryview(bytes(data[:-1]) + b"?")))
+    monkeypatch.setattr(shared_dir, "_write", lambda path, parts: write(path, [b"".join(parts)[:-1] + b"?"]))
     words = ["--store", "shared_dir", "--shared-dir", str(tmp_path)]
     results = [cli.main(["check", *words, "--object-mb", "1"], {}) for _ in range(2)]  # "?" may be the right byte
     assert 1 in results

@@ -113,7 +113,9 @@ def store(recorder: Recorder, pool: MooncakePool, monkeypatch: pytest.MonkeyPatc
     store = MooncakeStore(config, "127.0.0.1", NpuDevice())
     make = store._module.MooncakeDistributedStore
     module = SimpleNamespace(
-        MooncakeDistributedStore=lambda: recorder.wrap(make(), "setup", "register_buffer", "put_from", "get_into")
+        MooncakeDistributedStore=lambda: recorder.wrap(
+            make(), "setup", "register_buffer", "batch_put_from_multi_buffers", "get_into"
+        )
     )
     monkeypatch.setattr(store, "_module", module)
     return store
@@ -124,7 +126,7 @@ def test_bytes_go_over_the_npus_memory_and_come_back(recorder: Recorder, store: 
     store.connect(slab)
     source, target = slab[4096 : 4096 + 100_000], slab[1 << 20 : (1 << 20) + 100_000]
     before = bytes(source)
-    store.put(KEY, source)
+    store.put(KEY, [source])
     source[:] = bytes(len(source))
     target[:] = bytes(len(target))
     assert store.get(KEY, target) == 100_000
@@ -136,11 +138,11 @@ def test_bytes_go_over_the_npus_memory_and_come_back(recorder: Recorder, store: 
 def test_order_and_arguments(recorder: Recorder, store: MooncakeStore) -> None:
     slab = memoryview(bytearray(5 << 20))
     store.connect(slab)
-    store.put(KEY, slab[8192:9192])
+    store.put(KEY, [slab[8192:9192]])
     store.get(KEY, slab[4096:5096])
     assert recorder.names == [
         *("share", "setup", "empty", "register_memory"),
-        *("stream", "synchronize", "put_from"),
+        *("stream", "synchronize", "batch_put_from_multi_buffers"),
         *("get_into", "stream", "synchronize"),
     ]  # the engine's registration, never the client's; bytes are there before and after
     calls = {call[0]: call[1:] for call in recorder.calls}
@@ -152,7 +154,7 @@ def test_order_and_arguments(recorder: Recorder, store: MooncakeStore) -> None:
     address, size_bytes, _ = calls["register_memory"]
     assert address % ALIGNMENT_BYTES == 0
     assert size_bytes == 6 << 20
-    assert calls["put_from"][:3] == (KEY, address + 8192, 1000)
+    assert calls["batch_put_from_multi_buffers"][:3] == ([KEY], [[address + 8192]], [[1000]])
     assert calls["get_into"][:3] == (KEY, address + 4096, 1000)
     store.close()
 

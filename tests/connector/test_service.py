@@ -28,7 +28,7 @@ from epd_connector.worker import Worker
 
 IDENTITY = ModelIdentity(model="tests/model", dtype="bfloat16")
 STALL_S = 0.005
-BACKENDS = pytest.mark.parametrize("any_store", ["mooncake", "shared_dir"], indirect=True)
+BACKENDS = pytest.mark.parametrize("any_store", ["mooncake", "mooncake, copied", "shared_dir"], indirect=True)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
@@ -145,9 +145,9 @@ def store(pool: MooncakePool) -> dict[str, object]:
 
 @pytest.fixture
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, object]:
-    if request.param == "mooncake":
+    if request.param.startswith("mooncake"):
         pool: MooncakePool = request.getfixturevalue("pool")
-        return pool.extra_config
+        return {**pool.extra_config, "zero_copy": request.param == "mooncake"}
     (tmp_path / "store").mkdir()
     return {"store": "shared_dir", "shared_dir_path": str(tmp_path / "store"), "shared_dir_size_mb": 64}
 
@@ -195,8 +195,9 @@ def test_embedding_arrives_bit_for_bit(make_any: Make, dtype: torch.dtype) -> No
     assert torch.equal(taken, tensor)
 
 
-def test_view_with_strides_arrives_and_a_copy_is_kept(make: Make) -> None:
-    encode, consume = make("encode"), make("consume", slab_size_mb=1)
+@BACKENDS
+def test_view_with_strides_arrives_and_stays_as_it_is(make_any: Make) -> None:
+    encode, consume = make_any("encode"), make_any("consume", slab_size_mb=1)
     tensor = embedding(width=256)[:, ::2]
     assert not tensor.is_contiguous()
     encode.encode("a", tensor)
@@ -302,7 +303,7 @@ def raw_store(any_store: dict[str, object]) -> Iterator[Callable[[str, bytes], N
 
     def write(item_id: str, data: bytes) -> None:
         buffer[: len(data)] = data
-        store.put(build_key(IDENTITY.digest(), item_id), memoryview(buffer)[: len(data)])
+        store.put(build_key(IDENTITY.digest(), item_id), [memoryview(buffer)[: len(data)]])
 
     yield write
     store.close()
@@ -459,9 +460,9 @@ def test_more_images_than_the_pool_and_the_slab_hold(make_any: Make) -> None:
     assert hits >= 50
     service = consume.worker.service
     assert service is not None
-    assert service.allocator.used_bytes <= 4 << 20
+    assert service.staging.allocator.used_bytes <= 4 << 20
     assert encode.worker.service is not None
-    assert encode.worker.service.allocator.used_bytes == 0
+    assert encode.worker.service.staging.allocator.used_bytes == 0
 
 
 def test_item_larger_than_the_slab_is_not_published(make: Make) -> None:

@@ -39,7 +39,7 @@ class Client:
 
     def put(self, key: str, data: bytes, offset: int = 0) -> None:
         self.buffer[offset : offset + len(data)] = data
-        self.store.put(key, self.buffer[offset : offset + len(data)])
+        self.store.put(key, [self.buffer[offset : offset + len(data)]])
 
     def get(self, key: str, size_bytes: int, offset: int = 0) -> bytes | None:
         region = self.buffer[offset : offset + size_bytes]
@@ -81,6 +81,15 @@ def test_object_comes_back_as_it_was(client: Client, size_bytes: int) -> None:
     assert client.store.exists(KEY)
     assert client.store.find_size(KEY) == size_bytes
     assert client.get(KEY, size_bytes, offset=2 << 20) == data
+
+
+def test_parts_of_any_memory_make_one_object(client: Client) -> None:
+    assert client.store.reaches_any_memory
+    parts = [os.urandom(size_bytes) for size_bytes in (256, 0, 100_003, 1)]
+    client.store.put(KEY, [memoryview(bytearray(part)) for part in parts])
+    out = memoryview(bytearray(200_000))
+    assert client.store.get(KEY, out) == 100_260
+    assert bytes(out[:100_260]) == b"".join(parts)
 
 
 def test_object_that_is_there_is_not_replaced_until_it_is_removed(client: Client) -> None:

@@ -44,7 +44,7 @@ def fill(store: Store, slab: memoryview, seconds: float) -> None:
         try:
             while True:
                 key = f"ballast/{len(keys)}"
-                store.put(key, slab[:size_bytes])
+                store.put(key, [slab[:size_bytes]])
                 keys.append(key)
                 store.exists(key)  # takes the lease
         except StoreFullError:
@@ -78,7 +78,7 @@ def main(mode: str, *words: str) -> None:
         damaged = change(mode, bytearray(slab[:size_bytes]))
         store.remove(key)
         slab[: len(damaged)] = damaged
-        store.put(key, slab[: len(damaged)])
+        store.put(key, [slab[: len(damaged)]])
         assert store.find_size(key) == len(damaged)
         print(f"{mode} {key}")
     return None

@@ -23,7 +23,7 @@ ENDS_WITHIN_S = 15
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    with running_stack("1e1p1d") as running:
+    with running_stack("1e1p1d", "tests/smoke/copied.yaml") as running:
         yield running
 
 

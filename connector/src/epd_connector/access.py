@@ -1,22 +1,21 @@
-"""What everything that moves objects between the slab and the store works with."""
+"""What everything that moves objects between memory and the store works with."""
 
 from dataclasses import dataclass
 
 from .breaker import Breaker
 from .keys import build_key
 from .metrics import Metrics
-from .slab import Allocator
+from .staging import Staging
 from .store.base import Store
 
 
 @dataclass(frozen=True)
 class StoreAccess:
-    """One store, the breaker that guards it, and the slab's data with its allocator."""
+    """One store, the breaker that guards it, and the memory that objects are put from and read into."""
 
     store: Store
     breaker: Breaker
-    data: memoryview
-    allocator: Allocator
+    staging: Staging
     model_digest: str
     metrics: Metrics
 

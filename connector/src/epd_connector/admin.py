@@ -90,7 +90,7 @@ def _measure_round(store: Store, source: memoryview, target: memoryview) -> tupl
     source[:] = os.urandom(len(source))
     target[:] = bytes(len(target))  # also touches every page: the first use of memory is not the store's time
     started_s = time.perf_counter()
-    store.put(key, source)
+    store.put(key, [source])
     put_s = time.perf_counter()
     read_bytes = store.get(key, target)
     got_s = time.perf_counter()

@@ -34,6 +34,7 @@ class ConnectorConfig:
     namespace: str = ""
     slab_dir: str = "/dev/shm"  # noqa: S108 - shared memory between the ranks of one engine is the purpose
     slab_size_mb: int = 256
+    zero_copy: bool = True
     fetch_timeout_ms: int = 500
     sync_fetch_timeout_ms: int = 200
     arrival_timeout_ms: int = 5000
@@ -63,6 +64,9 @@ _RANGES: dict[str, tuple[int, int]] = {
     "io_threads": (1, 32),
     "metrics_port": (0, 65_535),
 }
+
+
+_SWITCHES = ("zero_copy",)
 
 
 def _is_host_port(text: str) -> bool:
@@ -110,7 +114,9 @@ def read_config(extra: Mapping[str, Any], other_faults: Sequence[str] = ()) -> C
 
 
 def _check_value(name: str, value: object) -> list[str]:
-    if name in _RANGES:
+    if name in _SWITCHES:
+        wanted, is_good = "true or false", isinstance(value, bool)
+    elif name in _RANGES:
         low, high = _RANGES[name]
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         wanted = f"a whole number from {low} to {high}"

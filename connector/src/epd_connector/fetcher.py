@@ -1,4 +1,4 @@
-"""Brings objects from the store into the slab, and lets nothing through that is not verified."""
+"""Brings objects from the store into memory, and lets nothing through that is not verified."""
 
 import logging
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Fetcher:
         self._metrics = access.metrics
 
     def fetch(self, request: Fetch) -> Reply:
-        """Return where the item lies in the slab, or why it does not. Never raises for a fault of the store."""
+        """Return where the item lies, or why it does not. Never raises for a fault of the store."""
         if self._breaker.is_open:
             return Missing(request.item_id, "store_down")
         try:
@@ -54,9 +54,9 @@ class Fetcher:
             return Missing(request.item_id, "absent")
         if size_bytes < HEADER_SIZE_BYTES:
             return self._refuse(request, key, HeaderError(f"object has {size_bytes} bytes"))
-        if size_bytes > self._access.allocator.size_bytes:
+        if size_bytes > self._access.staging.allocator.size_bytes:
             return Missing(request.item_id, "too_large")
-        offset = self._access.allocator.allocate(size_bytes, ROOM_TIMEOUT_S)
+        offset = self._access.staging.allocator.allocate(size_bytes, ROOM_TIMEOUT_S)
         if offset is None:
             return Missing(request.item_id, "slab_full")
         return self._release_unless_ready(offset, lambda: self._read(request, key, offset, size_bytes))
@@ -67,11 +67,11 @@ class Fetcher:
             reply = read()
         finally:
             if not isinstance(reply, Ready):
-                self._access.allocator.release(offset)
+                self._access.staging.allocator.release(offset)
         return reply
 
     def _read(self, request: Fetch, key: str, offset: int, size_bytes: int) -> Reply:
-        region = self._access.data[offset : offset + size_bytes]
+        region = self._access.staging.open(offset, size_bytes)
         with self._breaker.operation():
             read_bytes = self._store.get(key, region)
         if read_bytes is None:

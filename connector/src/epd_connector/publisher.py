@@ -3,13 +3,14 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from .access import StoreAccess
-from .header import HEADER_SIZE_BYTES, Header, HeaderError, checksum
+from .header import Header, HeaderError, checksum
 from .keys import hash_item_id
 from .store.base import StoreError, StoreFullError, StoreUnavailableError
-from .tensors import EmbeddingTensor, copy_to_slab, describe_tensor
+from .tensors import EmbeddingTensor, describe_tensor
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ BREAKER_POLL_S = 0.02
 
 
 class Publisher:
-    """Copies on the caller's thread, stores on the threads of ``submit``.
+    """Stages on the caller's thread, stores on the threads of ``submit``.
 
     ``timeout_s`` bounds, from the moment an item is handed over, both the retries of its put and the wait of
     the model thread at the end of the step.
@@ -42,7 +43,7 @@ class Publisher:
         self._step_started_s: float | None = None
 
     def save(self, item_id: str, tensor: EmbeddingTensor) -> None:
-        """Copy the embedding (rows first, any device) into the slab and have it stored; drop it when that cannot be."""
+        """Stage the embedding (rows first, any device) and have it stored; drop it when that cannot be."""
         if self._step_started_s is None:
             self._step_started_s = time.monotonic()
         deadline_s = self._step_started_s + self._timeout_s
@@ -95,7 +96,7 @@ class Publisher:
                 self._changed.notify_all()
 
     def _prepare(self, item_id: str, tensor: EmbeddingTensor, deadline_s: float) -> Callable[[], bool] | None:
-        """Copy the payload and return what stores it; None, counted, when there is no place for it."""
+        """Stage the payload and return what stores it; None, counted, when there is no place for it."""
         if self._breaker.is_open:
             self._fail(item_id, "store_down")
             return None
@@ -105,34 +106,33 @@ class Publisher:
         except HeaderError as error:
             self._fail(item_id, "unsupported", error)
             return None
-        if blank.object_size_bytes > self._access.allocator.size_bytes:
+        allocator = self._access.staging.allocator
+        if blank.object_size_bytes > allocator.size_bytes:
             self._fail(item_id, "too_large")
             return None
-        offset = self._access.allocator.allocate(blank.object_size_bytes, deadline_s - time.monotonic())
+        offset = allocator.allocate(blank.object_size_bytes, deadline_s - time.monotonic())
         if offset is None:
             self._fail(item_id, "slab_full")
             return None
-        region = self._access.data[offset : offset + blank.object_size_bytes]
         try:
-            copy_to_slab(tensor, region[HEADER_SIZE_BYTES:])
+            header, payload = self._access.staging.stage(offset, tensor)
         except Exception:
-            self._access.allocator.release(offset)
+            allocator.release(offset)
             raise
 
         def put() -> bool:
             try:
-                return self._put(item_id, blank, region, deadline_s)
+                header[:] = replace(blank, payload_checksum=checksum(payload)).pack()
+                return self._put(item_id, [header, payload], deadline_s)
             finally:
-                self._access.allocator.release(offset)
+                allocator.release(offset)
 
         return put
 
-    def _put(self, item_id: str, blank: Header, region: memoryview, deadline_s: float) -> bool:
-        payload_checksum = checksum(region[HEADER_SIZE_BYTES:])
-        region[:HEADER_SIZE_BYTES] = Header(blank.dtype, blank.shape, payload_checksum, blank.item_hash).pack()
+    def _put(self, item_id: str, parts: Sequence[memoryview], deadline_s: float) -> bool:
         try:
             with self._metrics.time("epd_ec_put_seconds"):
-                self._put_with_retries(self._access.key_of(item_id), region, deadline_s)
+                self._put_with_retries(self._access.key_of(item_id), parts, deadline_s)
         except StoreFullError as error:
             self._fail(item_id, "no_space", error)
         except StoreUnavailableError as error:
@@ -141,17 +141,17 @@ class Publisher:
             self._fail(item_id, "store_error", error)
         else:
             self._metrics.count("epd_ec_published")
-            self._metrics.count("epd_ec_put_bytes", len(region))
+            self._metrics.count("epd_ec_put_bytes", sum(map(len, parts)))
             return True
         return False
 
-    def _put_with_retries(self, key: str, region: memoryview, deadline_s: float) -> None:
+    def _put_with_retries(self, key: str, parts: Sequence[memoryview], deadline_s: float) -> None:
         back_off_s = FIRST_BACK_OFF_S
         while True:
             error: StoreError
             try:
                 with self._breaker.operation():
-                    self._store.put(key, region)
+                    self._store.put(key, parts)
                     # A put of an object that another encoder is writing returns at once: look whether it is visible.
                     if self._store.exists(key):
                         return

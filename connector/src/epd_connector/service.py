@@ -18,13 +18,13 @@ from .link import Confirm, Confirmed, Counts, Fetch, LinkServer, Missing, Releas
 from .metrics import Collector, Metrics, MetricsServer, add_sums
 from .native import SumsTaker
 from .publisher import Publisher
-from .slab import Allocator, OwnedDirectory, Slab
+from .slab import OwnedDirectory
+from .staging import make_staging
 from .store.base import Store, StoreError, StoreUnavailableError
 from .tensors import EmbeddingTensor
 
 log = logging.getLogger(__name__)
 
-SLAB_NAME = "slab"
 PROBE_KEY = f"{KEY_PREFIX}/probe"
 JOIN_TIMEOUT_S = 2.0
 LOG_INTERVAL_S = 60.0
@@ -57,9 +57,7 @@ class StoreService:
         self._closing = threading.Event()
         self._directory = OwnedDirectory(directory)
         try:
-            slab = Slab.create(directory / SLAB_NAME, config.slab_size_bytes)
-            self._data = slab.data
-            self.allocator = Allocator(len(slab.data), lambda: slab.find_finished_step(engine.loader_count))
+            self.staging = make_staging(config, engine.loader_count, directory, store, device)
             # A call is overdue when both the request that needs it and its own RPCs should have ended.
             self.breaker = Breaker(slow_s=max(config.fetch_timeout_ms, config.publish_timeout_ms) / 1000)
             self._metrics_server = self._start_metrics(metrics, engine.data_parallel_rank)
@@ -67,7 +65,7 @@ class StoreService:
                 config.io_threads, thread_name_prefix="epd-ec-io", initializer=device.enter_thread
             )
             digest = engine.identity.digest()
-            access = StoreAccess(store, self.breaker, slab.data, self.allocator, digest, metrics)
+            access = StoreAccess(store, self.breaker, self.staging, digest, metrics)
             self._fetcher = Fetcher(access)
             self.publisher = Publisher(access, self._submit, config.publish_timeout_ms / 1000)
             self._fetching = threading.Semaphore(config.io_threads)
@@ -105,7 +103,7 @@ class StoreService:
             return None
         gauges = {
             "epd_ec_breaker_open": lambda: float(self.breaker.is_open),
-            "epd_ec_slab_used_bytes": lambda: float(self.allocator.used_bytes),
+            "epd_ec_slab_used_bytes": lambda: float(self.staging.allocator.used_bytes),
         }
         collector = Collector([metrics.snapshot, lambda: self._scheduler_sums], gauges)
         return MetricsServer(collector, self._config.metrics_host, self._config.metrics_port + data_parallel_rank)
@@ -128,7 +126,7 @@ class StoreService:
         elif isinstance(message, Confirm):
             self._submit(lambda: self._confirm(message.item_id))
         elif isinstance(message, Release):
-            self.allocator.release(message.offset, message.after_step)
+            self.staging.allocator.release(message.offset, message.after_step)
         elif isinstance(message, Counts):
             with self._counting:  # several threads take messages: the older of two must not come last
                 if sum(message.sums.values()) >= sum(self._scheduler_sums.values()):
@@ -164,7 +162,7 @@ class StoreService:
         while not self._closing.is_set():
             try:
                 if not is_connected:
-                    self._store.connect(self._data)
+                    self._store.connect(self.staging.registered)
                     is_connected = True
                 self._store.exists(PROBE_KEY)
                 self.breaker.record_probe(None)

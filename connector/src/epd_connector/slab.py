@@ -111,12 +111,18 @@ class Allocator:
     """First-fit allocation of page-aligned regions of the slab. Thread-safe; holds no memory itself.
 
     ``finished_step`` tells the last step whose copies all ranks have finished; regions that were given
-    back with a later step are kept until then.
+    back with a later step are kept until then. ``on_free`` is called with the offset of each that can be used again.
     """
 
-    def __init__(self, size_bytes: int, finished_step: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        size_bytes: int,
+        finished_step: Callable[[], int] = lambda: 0,
+        on_free: Callable[[int], object] = lambda _: None,
+    ) -> None:
         self.size_bytes = size_bytes - size_bytes % PAGE_SIZE_BYTES
         self._finished_step = finished_step
+        self._on_free = on_free
         self._free: list[tuple[int, int]] = [(0, self.size_bytes)]
         self._used: dict[int, int] = {}
         self._leaving: dict[int, int] = {}
@@ -169,6 +175,7 @@ class Allocator:
         done = [offset for offset, step in self._leaving.items() if step <= finished]
         for offset in done:
             del self._leaving[offset]
+            self._on_free(offset)
         regions = [*self._free, *((offset, self._used.pop(offset)) for offset in done)]
         self._free = _merge(sorted(regions))
 

@@ -1,4 +1,4 @@
-"""Copies between torch tensors and the slab: the only module besides vLLM's own that touches a device."""
+"""Between torch tensors and bytes: the only module besides vLLM's own and :mod:`.npu` that uses torch."""
 
 from typing import TypeAlias
 
@@ -32,3 +32,19 @@ def copy_to_device(data: memoryview, location: Location, device: str) -> Embeddi
     source = torch.frombuffer(payload, dtype=dtype).view(location.shape)
     # Always a copy, also on the CPU: the region is reused later.
     return torch.empty(location.shape, dtype=dtype, device=device).copy_(source)
+
+
+def allocate_bytes(size_bytes: int) -> EmbeddingTensor:
+    """Return a tensor of bytes in host memory, aligned for any dtype; their values are not set."""
+    return torch.empty(size_bytes, dtype=torch.uint8)
+
+
+def view_as_bytes(tensor: EmbeddingTensor) -> memoryview:
+    """Return the bytes of a tensor in host memory, row-major, and keep them alive; a copy when it has other strides."""
+    return memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+
+
+def view_as_embedding(whole: EmbeddingTensor, location: Location) -> EmbeddingTensor:
+    """Return the payload of an object, of which ``whole`` has all bytes, as the tensor that it is."""
+    payload = whole[HEADER_SIZE_BYTES : HEADER_SIZE_BYTES + location.payload_size_bytes]
+    return payload.view(getattr(torch, location.dtype)).view(location.shape)

@@ -1,4 +1,4 @@
-"""The worker's side: copies verified embeddings to the device, and hands new ones to the publisher."""
+"""The worker's side: takes verified embeddings in, and hands new ones to the publisher."""
 
 import logging
 from pathlib import Path
@@ -8,10 +8,11 @@ from .config import ConnectorConfig
 from .device import Device
 from .metadata import StepMetadata
 from .metrics import Metrics
-from .service import SLAB_NAME, StoreService
+from .service import StoreService
 from .slab import Slab
+from .staging import SLAB_NAME, Loader, SlabLoader
 from .store.base import Store
-from .tensors import EmbeddingTensor, copy_to_device
+from .tensors import EmbeddingTensor
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Worker:
         self._rank = place.loader_index
         self._directory = directory
         self._device = device.name
-        self._slab: Slab | None = None
+        self._loader: Loader | None = None
         self._encoder_cache: EncoderCache = {}
         self._is_producer = engine.is_producer
         self.service: StoreService | None = None
@@ -47,17 +48,18 @@ class Worker:
                 device=device,
                 find_tensor=self._find_tensor,
             )
+            self._loader = self.service.staging
 
     def load(self, metadata: StepMetadata, encoder_cache: EncoderCache) -> None:
         """Put the step's embeddings into vLLM's encoder cache: id → tensor on the device, as stored."""
         if not metadata.loads or self._rank < 0:
             return
-        if self._slab is None:
-            self._slab = Slab(self._directory / SLAB_NAME)
+        if self._loader is None:  # not before the first rank has made the slab
+            self._loader = SlabLoader(Slab(self._directory / SLAB_NAME), self._rank, self._device)
         for item_id, location in metadata.loads:
             if item_id not in encoder_cache:
-                encoder_cache[item_id] = copy_to_device(self._slab.data, location, self._device)
-        self._slab.mark_step(self._rank, metadata.step)
+                encoder_cache[item_id] = self._loader.load(location)
+        self._loader.finish_step(metadata.step)
 
     def save(self, encoder_cache: EncoderCache, item_id: str) -> None:
         """Publish what vLLM just encoded. Ranks but the first have the same tensor and do nothing."""

@@ -11,7 +11,7 @@ from epd_serve.settings import Settings
 from epd_serve.transfer import ec_transfer_config, kv_transfer_config
 
 PRELOAD = Path("/opt/preload")
-"""Libraries that the vLLM of an image wants preloaded; most have none (docker/cpu/compat)."""
+"""Libraries that the vLLM of an image wants preloaded (docker/cpu/install.sh)."""
 
 
 def environment(role: str, settings: Settings) -> dict[str, str]:

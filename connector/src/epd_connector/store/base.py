@@ -6,6 +6,7 @@ StoreError                  any refusal; counts towards the circuit breaker
 └── StoreUnavailableError   the store does not answer; opens the circuit breaker at once
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -33,8 +34,11 @@ class Store(Protocol):
     StoreError when they fail.
     """
 
-    def connect(self, slab: memoryview) -> None:
-        """Reach the store and make ``slab`` usable for put and get. Raises StoreUnavailableError; may be retried."""
+    reaches_any_memory: bool
+    """Whether put and get work with any memory of the host, and not only with what ``connect`` was given."""
+
+    def connect(self, memory: memoryview) -> None:
+        """Reach the store and make ``memory`` usable for put and get. Raises StoreUnavailableError; may be retried."""
 
     def exists(self, key: str) -> bool:
         """Tell whether a finished object is there; keeps it from eviction for the store's lease, if it has one."""
@@ -42,11 +46,11 @@ class Store(Protocol):
     def find_size(self, key: str) -> int | None:
         """Return the object's size in bytes, None when it is absent or being written; like ``exists`` else."""
 
-    def put(self, key: str, data: memoryview) -> None:
-        """Store a part of the slab. An object that is there already stays as it is and that is no error."""
+    def put(self, key: str, parts: Sequence[memoryview]) -> None:
+        """Store the parts as one object. One that is there already stays as it is and that is no error."""
 
     def get(self, key: str, out: memoryview) -> int | None:
-        """Read an object into a part of the slab of exactly its size; return its size, None when it is absent."""
+        """Read an object into memory of exactly its size; return its size, None when it is absent."""
 
     def remove(self, key: str) -> None:
         """Remove an object, also under lease; an absent one is no error, one that is being written may be.

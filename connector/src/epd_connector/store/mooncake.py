@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..config import ConfigError, ConnectorConfig
@@ -36,11 +37,13 @@ class MooncakeStore:
         self._config = config
         self._local_hostname = local_hostname
         self._device = device
+        # RDMA needs to know of memory beforehand, TCP does not (measured).
+        self.reaches_any_memory = config.protocol == "tcp"
         self._memory: TransferMemory | None = None
         self._module = _import_mooncake(config.rpc_timeout_ms)
         self._client: Any = None
 
-    def connect(self, slab: memoryview) -> None:
+    def connect(self, memory: memoryview) -> None:
         """Set the client up; gives up at once when nothing listens where the master should be."""
         config = self._config
         # Without a master, setup() holds the GIL for 4.4 s a try, and tries 20 times when it may choose the port
@@ -61,13 +64,13 @@ class MooncakeStore:
         if code != 0:
             raise StoreUnavailableError(f"Mooncake setup with {config.master_server_address} returned {code}")
         if self._memory is None:  # a second attempt has it already
-            self._memory = self._device.open_memory(slab)
+            self._memory = self._device.open_memory(memory)
         # vllm-ascend's own wrapper registers once in a process, and a KV connector may have been first.
         register = engine.register_memory if engine else client.register_buffer
-        code = register(self._memory.address, self._memory.size_bytes)
+        code = register(self._memory.address, self._memory.size_bytes) if len(memory) else 0
         if code != 0:
             client.close()
-            raise StoreError(f"Mooncake could not register {len(slab)} bytes of the slab: {code}")
+            raise StoreError(f"Mooncake could not register {len(memory)} bytes: {code}")
         self._client = client
 
     def exists(self, key: str) -> bool:
@@ -79,11 +82,15 @@ class MooncakeStore:
         """See Store."""
         return _size_or_none(self._ready()[0].get_size(key), "get_size")
 
-    def put(self, key: str, data: memoryview) -> None:
+    def put(self, key: str, parts: Sequence[memoryview]) -> None:
         """See Store."""
         client, memory = self._ready()
-        memory.push(data)
-        _checked(client.put_from(key, memory.find_address(data), len(data)), "put_from")
+        parts = [part for part in parts if len(part)]
+        for part in parts:
+            memory.push(part)
+        addresses, sizes = [memory.find_address(part) for part in parts], [len(part) for part in parts]
+        (code,) = client.batch_put_from_multi_buffers([key], [addresses], [sizes])
+        _checked(code, "batch_put_from_multi_buffers")
 
     def get(self, key: str, out: memoryview) -> int | None:
         """See Store."""

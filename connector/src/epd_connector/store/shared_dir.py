@@ -14,7 +14,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .base import StoreError, StoreFullError, StoreUnavailableError
@@ -35,6 +35,8 @@ _UNAVAILABLE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EIO, errno.ENOT
 class SharedDirStore:
     """Objects in ``path``, which has to be there, of at most ``size_limit_bytes`` together; least recently used go."""
 
+    reaches_any_memory = True
+
     def __init__(self, path: Path, size_limit_bytes: int) -> None:
         self._root = path
         self._folder = path / FOLDER
@@ -45,7 +47,7 @@ class SharedDirStore:
         self._spare = SpareFile(self._name_draft)
         self._scanned_at_s = float("-inf")
 
-    def connect(self, slab: memoryview) -> None:  # noqa: ARG002 - files need no registered memory
+    def connect(self, memory: memoryview) -> None:  # noqa: ARG002 - files need no registered memory
         """See Store. Makes the only folder there is, readable for the user alone."""
         with _translated("connect"):
             if not self._root.is_dir():
@@ -70,20 +72,21 @@ class SharedDirStore:
                 return None
             return size_bytes
 
-    def put(self, key: str, data: memoryview) -> None:
+    def put(self, key: str, parts: Sequence[memoryview]) -> None:
         """See Store."""
         if self.exists(key):
             return
-        draft = self._take_spare(len(data)) or self._name_draft()
-        self._make_room(len(data))
+        size_bytes = sum(map(len, parts))
+        draft = self._take_spare(size_bytes) or self._name_draft()
+        self._make_room(size_bytes)
         with _translated("put"):
             try:
-                _write(draft, data)
+                _write(draft, parts)
                 draft.rename(self._name(key))
             except OSError:
                 draft.unlink(missing_ok=True)
                 raise
-        self._make_spare(len(data))
+        self._make_spare(size_bytes)
 
     def get(self, key: str, out: memoryview) -> int | None:
         """See Store."""
@@ -192,13 +195,14 @@ class SharedDirStore:
                     yield found.st_mtime, found.st_size, entry
 
 
-def _write(path: Path, data: memoryview) -> None:
+def _write(path: Path, parts: Sequence[memoryview]) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        done = 0
-        while done < len(data):
-            done += os.write(file, data[done:])
-        os.ftruncate(file, done)  # a spare may be longer
+        for part in parts:
+            done = 0
+            while done < len(part):
+                done += os.write(file, part[done:])
+        os.ftruncate(file, sum(map(len, parts)))  # a spare may be longer
     finally:
         os.close(file)  # raises what a network file system put off
 
