@@ -48,7 +48,8 @@ def main() -> int:
 def measure(image: str, rounds: int, more: Sequence[str]) -> list[dict[str, Any]]:
     """Return one line of handover.py a size, times in milliseconds."""
     words = ["docker", "run", "--rm", *more, "--shm-size=2g", f"--volume={ROOT}:/src:ro", "--workdir=/src"]
-    words += ["--env=OMP_NUM_THREADS=1", "--env=PYTHONPATH=/src/connector/src", "--entrypoint=sh", image, "-c", AS_SERVED]
+    words += ["--env=OMP_NUM_THREADS=1", "--env=PYTHONPATH=/src/connector/src"]
+    words += ["--entrypoint=sh", image, "-c", AS_SERVED]
     words += ["python", "tests/bench/handover.py", str(rounds), *map(str, SIZES_MIB)]
     ended = subprocess.run(words, check=False, capture_output=True, text=True, timeout=TIMEOUT_S)
     lines = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith('{"mib"')]
