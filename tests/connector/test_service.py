@@ -28,7 +28,7 @@ from epd_connector.worker import Worker
 
 IDENTITY = ModelIdentity(model="tests/model", dtype="bfloat16")
 STALL_S = 0.005
-BACKENDS = pytest.mark.parametrize("any_store", ["mooncake", "mooncake, copied", "shared_dir"], indirect=True)
+BACKENDS = pytest.mark.parametrize("any_store", ["mooncake", "mooncake, copied in hooks", "shared_dir"], indirect=True)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
@@ -147,7 +147,7 @@ def store(pool: MooncakePool) -> dict[str, object]:
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, object]:
     if request.param.startswith("mooncake"):
         pool: MooncakePool = request.getfixturevalue("pool")
-        return {**pool.extra_config, "zero_copy": request.param == "mooncake"}
+        return {**pool.extra_config, "copy_in_hooks": request.param != "mooncake"}
     (tmp_path / "store").mkdir()
     return {"store": "shared_dir", "shared_dir_path": str(tmp_path / "store"), "shared_dir_size_mb": 64}
 

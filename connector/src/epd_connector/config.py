@@ -34,7 +34,7 @@ class ConnectorConfig:
     namespace: str = ""
     slab_dir: str = "/dev/shm"  # noqa: S108 - shared memory between the ranks of one engine is the purpose
     slab_size_mb: int = 256
-    zero_copy: bool = True
+    copy_in_hooks: bool = False
     fetch_timeout_ms: int = 500
     sync_fetch_timeout_ms: int = 200
     arrival_timeout_ms: int = 5000
@@ -66,7 +66,7 @@ _RANGES: dict[str, tuple[int, int]] = {
 }
 
 
-_SWITCHES = ("zero_copy",)
+_SWITCHES = ("copy_in_hooks",)
 
 
 def _is_host_port(text: str) -> bool:

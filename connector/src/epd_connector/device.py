@@ -43,7 +43,7 @@ class HostMemory:
     """The slab itself: transfers reach it directly."""
 
     def __init__(self, slab: memoryview) -> None:
-        self.address = find_host_memory(slab) if len(slab) else 0
+        self.address = find_host_memory(slab)
         self.size_bytes = len(slab)
 
     def find_address(self, region: memoryview) -> int:

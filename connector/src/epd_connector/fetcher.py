@@ -84,7 +84,9 @@ class Fetcher:
             return Missing(request.item_id, "wrong_rows")
         except HeaderError as error:
             return self._refuse(request, key, error)
-        return Ready(request.item_id, Location(offset, header.payload_size_bytes, header.dtype, header.shape))
+        location = Location(offset, header.payload_size_bytes, header.dtype, header.shape)
+        self._access.staging.accept(location)
+        return Ready(request.item_id, location)
 
     def _refuse(self, request: Fetch, key: str, error: HeaderError) -> Reply:
         # A put never replaces an object: without this the item would be broken until it is evicted.

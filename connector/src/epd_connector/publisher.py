@@ -115,13 +115,14 @@ class Publisher:
             self._fail(item_id, "slab_full")
             return None
         try:
-            header, payload = self._access.staging.stage(offset, tensor)
+            write = self._access.staging.stage(offset, tensor)
         except Exception:
             allocator.release(offset)
             raise
 
         def put() -> bool:
             try:
+                header, payload = write()
                 header[:] = replace(blank, payload_checksum=checksum(payload)).pack()
                 return self._put(item_id, [header, payload], deadline_s)
             finally:

@@ -1,12 +1,14 @@
-"""Memory between the store and vLLM's tensors: the slab that all ranks share, or the tensors themselves.
+"""Memory between the store and vLLM's tensors, and the thread on which bytes go from one to the other.
 
-An allocator gives out regions of it, each for one object: a header and a payload. On an NPU, and where several ranks
-load what one of them has read, the payload is copied from and to the slab. Where one rank holds its tensors in memory
-that the store reaches as it is, nothing is copied, and the slab is a budget only.
+An allocator gives out regions, each for one object: a header and a payload. Where several ranks load what one of them
+has read, and on a device, each rank's model thread copies payloads from and to the slab that all share. Where one rank
+has its tensors in the host's memory, the I/O threads do all that, and the model thread only hands tensors over; a store
+that reads and writes any memory then needs no slab, and the allocator keeps a budget only.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from .config import ConnectorConfig
 from .device import Device
@@ -14,16 +16,12 @@ from .header import HEADER_SIZE_BYTES
 from .metadata import Location
 from .slab import Allocator, Slab
 from .store.base import Store
-from .tensors import (
-    EmbeddingTensor,
-    allocate_bytes,
-    copy_to_device,
-    copy_to_slab,
-    view_as_bytes,
-    view_as_embedding,
-)
+from .tensors import EmbeddingTensor, allocate_bytes, copy_to_device, copy_to_slab, view_as_bytes, view_as_embedding
 
 SLAB_NAME = "slab"
+
+Parts: TypeAlias = tuple[memoryview, memoryview]
+"""Memory for a header, and a payload, row-major. Valid until the region is released."""
 
 
 class Loader(Protocol):
@@ -46,8 +44,11 @@ class Staging(Loader, Protocol):
     def open(self, offset: int, size_bytes: int) -> memoryview:
         """Return memory for a whole object, to be read into the region at ``offset``."""
 
-    def stage(self, offset: int, tensor: EmbeddingTensor) -> tuple[memoryview, memoryview]:
-        """Return memory for a header, and the tensor's bytes, row-major, valid while the region is not released."""
+    def accept(self, location: Location) -> None:
+        """Take note that a verified object was read. On an I/O thread, before anyone loads it."""
+
+    def stage(self, offset: int, tensor: EmbeddingTensor) -> Callable[[], Parts]:
+        """Take an embedding over, on the model thread; what is returned is to be called on an I/O thread, once."""
 
 
 class SlabLoader:
@@ -67,8 +68,8 @@ class SlabLoader:
         self._slab.mark_step(self._rank, step)
 
 
-class SlabStaging(SlabLoader):
-    """The slab of the first rank, from which ``ranks`` load."""
+class SharedStaging(SlabLoader):
+    """A slab from which ``ranks`` load; the first of them is this one."""
 
     def __init__(self, slab: Slab, ranks: int, device: str) -> None:
         super().__init__(slab, 0, device)
@@ -79,48 +80,70 @@ class SlabStaging(SlabLoader):
         """See Staging."""
         return self.registered[offset : offset + size_bytes]
 
-    def stage(self, offset: int, tensor: EmbeddingTensor) -> tuple[memoryview, memoryview]:
-        """See Staging. The tensor may change afterwards."""
-        start = offset + HEADER_SIZE_BYTES
-        payload = self.registered[start : start + tensor.nbytes]
-        copy_to_slab(tensor, payload)
-        return self.registered[offset:start], payload
+    def accept(self, location: Location) -> None:
+        """See Staging. It is in the slab."""
+
+    def stage(self, offset: int, tensor: EmbeddingTensor) -> Callable[[], Parts]:
+        """See Staging. Copied at once: a device does its work in the order of the model thread's calls."""
+        parts = _write(self.registered, offset, tensor)
+        return lambda: parts
 
 
-class DirectStaging:
-    """Objects are read into the memory of the tensor that vLLM gets, and written from that of the tensor that it has.
+class OwnStaging:
+    """For the only rank of an engine, with tensors in the host's memory. Without a ``slab``, it holds tensors only.
 
-    vLLM gives an entry of its encoder cache to any later request with the same item, so no entry ever changes.
+    What vLLM gave to ``stage`` stays as it is: it serves any later request with the same item from the same tensor.
     """
 
-    def __init__(self, size_limit_bytes: int) -> None:
-        self._arrived: dict[int, EmbeddingTensor] = {}
-        self._finished_step = 0
+    def __init__(self, size_limit_bytes: int, slab: Slab | None = None) -> None:
         self.allocator = Allocator(
             size_limit_bytes, lambda: self._finished_step, on_free=lambda offset: self._arrived.pop(offset, None)
         )
-        self.registered = memoryview(b"")
+        self.registered = slab.data if slab else memoryview(b"")
+        self._arrived: dict[int, EmbeddingTensor] = {}
+        self._finished_step = 0
 
     def open(self, offset: int, size_bytes: int) -> memoryview:
         """See Staging."""
-        tensor = self._arrived[offset] = allocate_bytes(size_bytes)
-        return view_as_bytes(tensor)
+        if self.registered:
+            return self.registered[offset : offset + size_bytes]
+        self._arrived[offset] = whole = allocate_bytes(size_bytes)
+        return view_as_bytes(whole)
 
-    def stage(self, offset: int, tensor: EmbeddingTensor) -> tuple[memoryview, memoryview]:  # noqa: ARG002
+    def accept(self, location: Location) -> None:
         """See Staging."""
-        return memoryview(bytearray(HEADER_SIZE_BYTES)), view_as_bytes(tensor)
+        offset = location.offset
+        if self.registered:
+            self._arrived[offset] = copy_to_device(self.registered, location, "cpu")
+        else:
+            self._arrived[offset] = view_as_embedding(self._arrived[offset], location)
 
     def load(self, location: Location) -> EmbeddingTensor:
         """See Loader."""
-        return view_as_embedding(self._arrived.pop(location.offset), location)
+        return self._arrived.pop(location.offset)
 
     def finish_step(self, step: int) -> None:
         """See Loader."""
         self._finished_step = step
 
+    def stage(self, offset: int, tensor: EmbeddingTensor) -> Callable[[], Parts]:
+        """See Staging."""
+        if self.registered:
+            return lambda: _write(self.registered, offset, tensor)
+        return lambda: (memoryview(bytearray(HEADER_SIZE_BYTES)), view_as_bytes(tensor))
+
 
 def make_staging(config: ConnectorConfig, ranks: int, directory: Path, store: Store, device: Device) -> Staging:
-    """Return the memory that suits an engine with ``ranks`` that load. Raises ConfigError when there is none for it."""
-    if config.zero_copy and ranks == 1 and device.name == "cpu" and store.reaches_any_memory:
-        return DirectStaging(config.slab_size_bytes)
-    return SlabStaging(Slab.create(directory / SLAB_NAME, config.slab_size_bytes), ranks, device.name)
+    """Return what suits an engine with ``ranks`` that load. Raises ConfigError when there is no room for its slab."""
+    is_own = ranks == 1 and device.name == "cpu" and not config.copy_in_hooks
+    if is_own and store.reaches_any_memory:
+        return OwnStaging(config.slab_size_bytes)
+    slab = Slab.create(directory / SLAB_NAME, config.slab_size_bytes)
+    return OwnStaging(len(slab.data), slab) if is_own else SharedStaging(slab, ranks, device.name)
+
+
+def _write(slab: memoryview, offset: int, tensor: EmbeddingTensor) -> Parts:
+    start = offset + HEADER_SIZE_BYTES
+    payload = slab[start : start + tensor.nbytes]
+    copy_to_slab(tensor, payload)
+    return slab[offset:start], payload

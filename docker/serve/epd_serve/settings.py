@@ -51,7 +51,7 @@ class Settings:
     advertise_host: str
     ec_store: str
     ec_shared_dir: str
-    ec_zero_copy: bool
+    ec_copy_in_hooks: bool
     mooncake_host: str
     mooncake_ports: MooncakePorts
     store_size_mb: int
@@ -104,7 +104,7 @@ def read_settings(role: str, environ: Mapping[str, str]) -> Settings:
         advertise_host=read.peer_host("EPD_ADVERTISE_HOST", role),
         ec_store=read.choice("EPD_EC_STORE", "mooncake", EC_STORES),
         ec_shared_dir=read.text("EPD_EC_SHARED_DIR", "/ec"),
-        ec_zero_copy=not read.flag("EPD_EC_COPY"),
+        ec_copy_in_hooks=read.flag("EPD_EC_COPY_IN_HOOKS"),
         mooncake_host=read.peer_host("EPD_MOONCAKE_HOST", "mooncake-master"),
         mooncake_ports=_mooncake_ports(read),
         store_size_mb=read.number("EPD_STORE_SIZE_MB", 512, 16, 16_777_216),

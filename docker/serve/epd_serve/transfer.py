@@ -19,7 +19,7 @@ def ec_transfer_config(role: str, settings: Settings) -> dict[str, object]:
         "ec_connector_extra_config": {
             **ec_store_config(settings),
             **HARDWARE[settings.hardware].ec_limits,
-            "zero_copy": settings.ec_zero_copy,
+            "copy_in_hooks": settings.ec_copy_in_hooks,
             "metrics_host": settings.bind_host,
             "metrics_port": settings.ec_metrics_port,
         },

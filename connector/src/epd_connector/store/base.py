@@ -35,7 +35,7 @@ class Store(Protocol):
     """
 
     reaches_any_memory: bool
-    """Whether put and get work with any memory of the host, and not only with what ``connect`` was given."""
+    """Whether put and get take any memory of the host, which is theirs only until they return."""
 
     def connect(self, memory: memoryview) -> None:
         """Reach the store and make ``memory`` usable for put and get. Raises StoreUnavailableError; may be retried."""

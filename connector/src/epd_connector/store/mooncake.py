@@ -33,12 +33,13 @@ _MASTER_TOO_LATE = -901
 class MooncakeStore:
     """Client of a Mooncake master. Raises ConfigError when Mooncake is not installed."""
 
+    # Its documents ask for registered memory. TCP goes without, yet a read that was given up might still arrive.
+    reaches_any_memory = False
+
     def __init__(self, config: ConnectorConfig, local_hostname: str, device: Device) -> None:
         self._config = config
         self._local_hostname = local_hostname
         self._device = device
-        # RDMA needs to know of memory beforehand, TCP does not (measured).
-        self.reaches_any_memory = config.protocol == "tcp"
         self._memory: TransferMemory | None = None
         self._module = _import_mooncake(config.rpc_timeout_ms)
         self._client: Any = None
@@ -67,7 +68,7 @@ class MooncakeStore:
             self._memory = self._device.open_memory(memory)
         # vllm-ascend's own wrapper registers once in a process, and a KV connector may have been first.
         register = engine.register_memory if engine else client.register_buffer
-        code = register(self._memory.address, self._memory.size_bytes) if len(memory) else 0
+        code = register(self._memory.address, self._memory.size_bytes)
         if code != 0:
             client.close()
             raise StoreError(f"Mooncake could not register {len(memory)} bytes: {code}")
