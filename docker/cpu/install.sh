@@ -12,6 +12,5 @@ if [ -f /src/locks/wheels.lock ]; then uv pip install --no-deps --require-hashes
 # vLLM wants these two preloaded on a CPU: 0.18 does not start without them, later ones warn. glibc's malloc gives the
 # memory of large tensors back each time, and to get 32 MiB anew takes 25 ms (measured). Intel's OpenMP is for x86-64 only.
 mkdir /opt/preload
-for library in /usr/lib/*/libtcmalloc_minimal.so.4 /opt/venv/lib/libiomp5.so; do
-    if [ -e "$library" ]; then ln -s "$library" /opt/preload; fi
-done
+ln -s "$(ls /usr/lib/*/libtcmalloc_minimal.so.4)" /opt/preload
+if [ "$(uname -m)" = x86_64 ]; then ln -s "$(ls /opt/venv/lib/libiomp5.so)" /opt/preload; fi

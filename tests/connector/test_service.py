@@ -279,6 +279,34 @@ def test_hung_master_holds_the_scheduler_for_one_limit_only(make: Make, pool: Mo
 
 
 @BACKENDS
+def test_fault_of_our_own_is_a_miss_at_once(make_any: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, consume = make_any("encode"), make_any("consume", fetch_timeout_ms=20_000)
+    encode.encode("a", embedding())
+    service = consume.worker.service
+    assert service is not None
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    for name in ("open", "accept"):
+        with monkeypatch.context() as patch:
+            patch.setattr(service.staging, name, fail)
+            assert consume.take("a", 64) is None
+        assert service.staging.allocator.used_bytes == 0
+    assert consume.misses("store_error") == 2
+    assert consume.take("a", 64) is not None
+
+
+def test_embedding_that_cannot_be_staged_is_counted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = make("encode")
+    monkeypatch.setattr("epd_connector.staging.view_as_bytes", lambda _: 1 / 0)
+    encode.encode("a", embedding())
+    assert encode.metrics.snapshot()["epd_ec_publish_failures|store_error"] == 1
+    assert encode.worker.service is not None
+    assert encode.worker.service.staging.allocator.used_bytes == 0
+
+
+@BACKENDS
 def test_absent_item_is_a_miss(make_any: Make) -> None:
     consume = make_any("consume")
     assert consume.take("never", 64) is None

@@ -1,7 +1,6 @@
 """Which memory an engine stages its embeddings in, and what each kind promises."""
 
 import gc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +64,7 @@ def test_loaded_tensor_is_what_was_read_and_stays_so(staging: Staging) -> None:
     payload = torch.arange(32, dtype=torch.bfloat16).view(4, 8)
     location = fetch(staging, payload.view(torch.uint8).numpy().tobytes())
     loaded = staging.load(location)
+    assert not getattr(staging, "_arrived", {})
     staging.allocator.release(location.offset, after_step=1)
     staging.finish_step(1)
     assert fetch(staging, bytes(64)).offset == location.offset
@@ -78,16 +78,18 @@ def test_empty_embedding_is_loaded_and_staged(staging: Staging) -> None:
     assert (len(header), len(payload)) == (HEADER_SIZE_BYTES, 0)
 
 
-def test_staged_bytes_are_the_tensors_and_outlive_it(staging: Staging) -> None:
+@pytest.mark.parametrize("stride", [1, 2])
+def test_staged_bytes_are_the_tensors_and_outlive_it(staging: Staging, stride: int) -> None:
+    """Also of what vLLM makes: an inference tensor, and it is staged by a thread that is in no such mode."""
     offset = staging.allocator.allocate(5000)
     assert offset is not None
-    tensor = torch.arange(512, dtype=torch.float32).view(32, 16)[:, ::2]
+    with torch.inference_mode():
+        tensor = torch.arange(512, dtype=torch.float32).view(32, 16)[:, ::stride]
     expected = tensor.contiguous().numpy().tobytes()
-    write: Callable[[], tuple[memoryview, memoryview]] = staging.stage(offset, tensor)
+    header, payload = staging.stage(offset, tensor)()
     del tensor
     gc.collect()
     others = [torch.full((512,), -1.0) for _ in range(64)]  # would take the memory if it were free
-    header, payload = write()
     header[:] = bytes(HEADER_SIZE_BYTES)
     assert bytes(payload) == expected
     assert others

@@ -64,6 +64,7 @@ def main(mode: str, *words: str) -> None:
     settings = {
         "master_server_address": "mooncake-master:50051",
         "metadata_server": "http://mooncake-master:8080/metadata",
+        "rpc_timeout_ms": 10_000,  # what does the damage must not fail before what it is done to
     }
     store = make_store(read_config(settings), lambda: os.environ["EPD_ADVERTISE_HOST"], HostDevice())
     slab = memoryview(mmap.mmap(-1, BUFFER_BYTES))

@@ -80,7 +80,7 @@ class ECMooncakeStoreConnector(ECConnectorBase):
         return self._guard_scheduler(ensure, True)
 
     def has_cache_item(self, identifier: str) -> bool:
-        """Return True when the item lies verified in the slab.
+        """Return True when the item is there, verified.
 
         No I/O, unless vLLM did not announce the request in ``ensure_cache_available``: then it is fetched now, bounded.
         """
@@ -110,7 +110,7 @@ class ECMooncakeStoreConnector(ECConnectorBase):
     # Worker side ----------------------------------------------------------------------------------------------
 
     def start_load_caches(self, encoder_cache: EncoderCache, **kwargs: Any) -> None:  # noqa: ARG002 - vLLM's signature
-        """Copy the step's embeddings from the slab into ``encoder_cache``: id → tensor on the device.
+        """Put the step's embeddings into ``encoder_cache``: id → tensor on the device.
 
         Everything was verified before the scheduler counted on it. Should the copy itself fail (no device
         memory), vLLM 0.23 has no way to encode the item now and stops on the missing entry; the log says why.
@@ -120,7 +120,7 @@ class ECMooncakeStoreConnector(ECConnectorBase):
             self._guard(lambda: self._working().load(metadata, encoder_cache), None)
 
     def save_caches(self, encoder_cache: EncoderCache, mm_hash: str, **kwargs: Any) -> None:  # noqa: ARG002
-        """Copy a new embedding to the slab; another thread stores it."""
+        """Take a new embedding over; another thread stores it."""
         self._guard(lambda: self._working().save(encoder_cache, mm_hash), None)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:  # noqa: ARG002

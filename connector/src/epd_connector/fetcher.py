@@ -25,7 +25,7 @@ class Fetcher:
         self._metrics = access.metrics
 
     def fetch(self, request: Fetch) -> Reply:
-        """Return where the item lies, or why it does not. Never raises for a fault of the store."""
+        """Return where the item lies, or why it does not. Never raises."""
         if self._breaker.is_open:
             return Missing(request.item_id, "store_down")
         try:
@@ -36,6 +36,9 @@ class Fetcher:
             return Missing(request.item_id, "store_down")
         except StoreError as error:
             log.warning("Item %s could not be read: %s", request.item_id, error)
+            return Missing(request.item_id, "store_error")
+        except Exception:  # no memory, say: without an answer the request would wait for all of its time
+            log.exception("Item %s could not be read.", request.item_id)
             return Missing(request.item_id, "store_error")
 
     def _fetch_patiently(self, request: Fetch) -> Reply:

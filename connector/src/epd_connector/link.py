@@ -29,7 +29,7 @@ _MESSAGES_PER_POLL = 256
 
 
 class Fetch(msgspec.Struct, tag=True, frozen=True):
-    """Scheduler asks: bring the item into the slab if it has ``rows`` embeddings."""
+    """Scheduler asks: fetch the item if it has ``rows`` embeddings."""
 
     item_id: str
     rows: int
@@ -55,7 +55,7 @@ class Counts(msgspec.Struct, tag=True, frozen=True):
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
-    """Worker answers Fetch: verified, and in the slab."""
+    """Worker answers Fetch: there, and verified."""
 
     item_id: str
     location: Location

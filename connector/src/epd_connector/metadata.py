@@ -1,4 +1,4 @@
-"""What one scheduler step tells the workers: which verified embeddings to copy from the slab."""
+"""What one scheduler step tells the workers: which verified embeddings to load."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from .compat import ECConnectorMetadata
 
 
 class Location(msgspec.Struct, frozen=True):
-    """A verified object in the slab: its offset (its header's), payload size in bytes, torch dtype name, shape."""
+    """A verified object: the offset of its region (its header's), payload size in bytes, torch dtype name, shape."""
 
     offset: int
     payload_size_bytes: int

@@ -61,7 +61,7 @@ HISTOGRAMS = {
 BUCKETS_S = (0.001, 0.005, 0.02, 0.1)
 GAUGES = {
     "epd_ec_breaker_open": "1 while the store is not used because it is not healthy.",
-    "epd_ec_slab_used_bytes": "Bytes of the shared-memory slab in use.",
+    "epd_ec_slab_used_bytes": "Bytes of slab_size_mb in use.",
 }
 
 

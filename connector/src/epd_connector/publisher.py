@@ -125,6 +125,9 @@ class Publisher:
                 header, payload = write()
                 header[:] = replace(blank, payload_checksum=checksum(payload)).pack()
                 return self._put(item_id, [header, payload], deadline_s)
+            except Exception as error:
+                self._fail(item_id, "store_error", error)
+                raise
             finally:
                 allocator.release(offset)
 

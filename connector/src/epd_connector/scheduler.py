@@ -2,7 +2,7 @@
 
 Per item: unknown → FETCHING → READY | MISSED → HELD. The worker looks the item up, fetches and verifies it while the
 state is FETCHING; this side only reads what it answered. Once loaded or encoded, an item is HELD by vLLM's own encoder
-cache until vLLM says that it was evicted there: its place in the slab is free at once, so that the next item is written
+cache until vLLM says that it was evicted there: its region is free at once, so that the next item is written
 where the processor's caches are warm. All runs on vLLM's scheduler thread, without a lock; nothing of the worker's side
 may be imported.
 """

@@ -16,7 +16,15 @@ from .header import HEADER_SIZE_BYTES
 from .metadata import Location
 from .slab import Allocator, Slab
 from .store.base import Store
-from .tensors import EmbeddingTensor, allocate_bytes, copy_to_device, copy_to_slab, view_as_bytes, view_as_embedding
+from .tensors import (
+    EmbeddingTensor,
+    allocate_bytes,
+    copy_bytes,
+    copy_to_device,
+    copy_to_slab,
+    view_as_bytes,
+    view_as_embedding,
+)
 
 SLAB_NAME = "slab"
 
@@ -85,8 +93,9 @@ class SharedStaging(SlabLoader):
 
     def stage(self, offset: int, tensor: EmbeddingTensor) -> Callable[[], Parts]:
         """See Staging. Copied at once: a device does its work in the order of the model thread's calls."""
-        parts = _write(self.registered, offset, tensor)
-        return lambda: parts
+        header, payload = _divide(self.registered, offset, tensor.nbytes)
+        copy_to_slab(tensor, payload)
+        return lambda: (header, payload)
 
 
 class OwnStaging:
@@ -99,24 +108,25 @@ class OwnStaging:
         self.allocator = Allocator(
             size_limit_bytes, lambda: self._finished_step, on_free=lambda offset: self._arrived.pop(offset, None)
         )
-        self.registered = slab.data if slab else memoryview(b"")
+        self._slab = slab.data if slab else None
+        self.registered = self._slab or memoryview(b"")
         self._arrived: dict[int, EmbeddingTensor] = {}
         self._finished_step = 0
 
     def open(self, offset: int, size_bytes: int) -> memoryview:
         """See Staging."""
-        if self.registered:
-            return self.registered[offset : offset + size_bytes]
+        if self._slab:
+            return self._slab[offset : offset + size_bytes]
         self._arrived[offset] = whole = allocate_bytes(size_bytes)
         return view_as_bytes(whole)
 
     def accept(self, location: Location) -> None:
         """See Staging."""
-        offset = location.offset
-        if self.registered:
-            self._arrived[offset] = copy_to_device(self.registered, location, "cpu")
-        else:
-            self._arrived[offset] = view_as_embedding(self._arrived[offset], location)
+        offset, size_bytes = location.offset, HEADER_SIZE_BYTES + location.payload_size_bytes
+        if self._slab:
+            self._arrived[offset] = whole = allocate_bytes(size_bytes)
+            copy_bytes(self._slab[offset : offset + size_bytes], view_as_bytes(whole))
+        self._arrived[offset] = view_as_embedding(self._arrived[offset], location)
 
     def load(self, location: Location) -> EmbeddingTensor:
         """See Loader."""
@@ -128,9 +138,16 @@ class OwnStaging:
 
     def stage(self, offset: int, tensor: EmbeddingTensor) -> Callable[[], Parts]:
         """See Staging."""
-        if self.registered:
-            return lambda: _write(self.registered, offset, tensor)
-        return lambda: (memoryview(bytearray(HEADER_SIZE_BYTES)), view_as_bytes(tensor))
+
+        def write() -> Parts:
+            source = view_as_bytes(tensor)
+            if not self._slab:
+                return memoryview(bytearray(HEADER_SIZE_BYTES)), source
+            header, payload = _divide(self._slab, offset, len(source))
+            copy_bytes(source, payload)
+            return header, payload
+
+        return write
 
 
 def make_staging(config: ConnectorConfig, ranks: int, directory: Path, store: Store, device: Device) -> Staging:
@@ -142,8 +159,6 @@ def make_staging(config: ConnectorConfig, ranks: int, directory: Path, store: St
     return OwnStaging(len(slab.data), slab) if is_own else SharedStaging(slab, ranks, device.name)
 
 
-def _write(slab: memoryview, offset: int, tensor: EmbeddingTensor) -> Parts:
+def _divide(slab: memoryview, offset: int, payload_size_bytes: int) -> Parts:
     start = offset + HEADER_SIZE_BYTES
-    payload = slab[start : start + tensor.nbytes]
-    copy_to_slab(tensor, payload)
-    return slab[offset:start], payload
+    return slab[offset:start], slab[start : start + payload_size_bytes]

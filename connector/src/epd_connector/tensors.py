@@ -2,6 +2,7 @@
 
 from typing import TypeAlias
 
+import numpy
 import torch
 
 from .header import HEADER_SIZE_BYTES
@@ -41,7 +42,12 @@ def allocate_bytes(size_bytes: int) -> EmbeddingTensor:
 
 def view_as_bytes(tensor: EmbeddingTensor) -> memoryview:
     """Return the bytes of a tensor in host memory, row-major, and keep them alive; a copy when it has other strides."""
-    return memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.detach().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy())
+
+
+def copy_bytes(source: memoryview, target: memoryview) -> None:
+    """Copy on this thread alone, without the GIL. Torch's would start a team of threads for each I/O thread."""
+    numpy.copyto(numpy.asarray(target), numpy.asarray(source))
 
 
 def view_as_embedding(whole: EmbeddingTensor, location: Location) -> EmbeddingTensor:

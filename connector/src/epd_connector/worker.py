@@ -57,8 +57,7 @@ class Worker:
         if self._loader is None:  # not before the first rank has made the slab
             self._loader = SlabLoader(Slab(self._directory / SLAB_NAME), self._rank, self._device)
         for item_id, location in metadata.loads:
-            if item_id not in encoder_cache:
-                encoder_cache[item_id] = self._loader.load(location)
+            encoder_cache.setdefault(item_id, self._loader.load(location))
         self._loader.finish_step(metadata.step)
 
     def save(self, encoder_cache: EncoderCache, item_id: str) -> None:

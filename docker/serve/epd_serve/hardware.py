@@ -68,6 +68,7 @@ HARDWARE: Mapping[str, Hardware] = {
         flags=("--enforce-eager", "--dtype", "bfloat16"),
         environment={
             "OMP_NUM_THREADS": "1",
+            "KMP_BLOCKTIME": "1",  # ms; Intel's OpenMP would spin for 200 after each use of more than one thread
             "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several instances share the cores
         },
