@@ -138,14 +138,20 @@ def after(delay_s: float, then: Behaviour = answer) -> Behaviour:
     return behave
 
 
-def refuse(status: int, message: str = "no", kind: str = "BadRequestError", body: bytes | None = None) -> Behaviour:
+def refuse(
+    status: int,
+    message: str = "no",
+    kind: str = "BadRequestError",
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+) -> Behaviour:
     """Answer with an error in vLLM's form, or with ``body``."""
 
     async def behave(_instance: FakeInstance, _request: web.Request, _recorded: Recorded) -> web.StreamResponse:
         if body is not None:
-            return web.Response(status=status, body=body, content_type="text/plain")
+            return web.Response(status=status, body=body, content_type="text/plain", headers=headers)
         error = {"message": message, "type": kind, "param": None, "code": status}
-        return web.json_response({"error": error}, status=status)
+        return web.json_response({"error": error}, status=status, headers=headers)
 
     return behave
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-from typing import Any
 
 import pytest
 
@@ -65,15 +64,8 @@ async def test_attempts_are_limited() -> None:
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_an_instance_says_itself_when_to_come_again(status: int) -> None:
-    refused = fake.refuse(status)
-
-    async def refuse(*request: Any) -> Any:
-        answer = await refused(*request)
-        answer.headers["Retry-After"] = "17"
-        return answer
-
     async with ProxyStack(encoders=0) as stack:
-        stack.instances[0].default = refuse
+        stack.instances[0].default = fake.refuse(status, headers={"Retry-After": "17"})
         reply = await stack.post(chat())
         assert (reply.status, reply.headers.getall("Retry-After")) == (status, ["17"])  # type: ignore[attr-defined]
 

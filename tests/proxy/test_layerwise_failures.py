@@ -54,6 +54,14 @@ async def test_a_prefill_that_never_began_is_sent_elsewhere_as_it_is(fault: Any,
         assert stack.link.released == []
 
 
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_prefill_instance_says_itself_when_to_come_again(status: int) -> None:
+    async with split_stack() as stack:
+        stack.prefills[0].script.append(fake.refuse(status, headers={"Retry-After": "17"}))
+        reply = await stack.post(chat())
+        assert (reply.status, reply.headers["Retry-After"]) == (503, "17")
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("fault", [fake.drop, fake.refuse(500), fake.cut_json])
 async def test_defect_17_a_prefill_that_may_have_begun_starts_the_request_anew(

@@ -35,8 +35,12 @@ def told_of_prefill(error: ProxyError) -> ProxyError:
     """Return what a failed prefill means for the request: its own fault, a time-out, or worth another attempt."""
     if isinstance(error, UnavailableError | BackendTimeoutError):
         return error
+    told: UnavailableError
     if isinstance(error, RefusedByBackendError) and never_began(error):
-        return UnavailableError(f"no prefill instance took the request: {error}")
-    if error.status < 500:
+        told = UnavailableError(f"no prefill instance took the request: {error}")
+    elif error.status < 500:
         return error
-    return PrefillFailedError(f"prefill failed: {error}")
+    else:
+        told = PrefillFailedError(f"prefill failed: {error}")
+    told.retry_after = error.retry_after
+    return told
