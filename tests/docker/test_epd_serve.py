@@ -76,6 +76,13 @@ def test_embeddings_can_be_kept_in_a_shared_directory(model, tmp_path):
     assert "EPD_EC_SHARED_DIR" not in str(command("decode", environ))  # a role without embeddings does not need it
 
 
+@pytest.mark.parametrize(("value", "copies"), [("", False), ("0", False), ("1", True)])
+def test_a_cpus_instances_can_copy_embeddings_as_an_npus_do(value, copies, model):
+    words = command("encode", {"EPD_MODEL": model, "EPD_EC_COPY_IN_HOOKS": value})
+    extra = json.loads(option(words, "--ec-transfer-config"))["ec_connector_extra_config"]
+    assert extra["copy_in_hooks"] is copies
+
+
 def test_vllms_own_connector_can_be_chosen(model, tmp_path):
     environ = {"EPD_MODEL": model, "EPD_EC_STORE": "example"}
     with pytest.raises(ConfigurationError, match="EPD_EC_SHARED_DIR='/ec': no directory there"):

@@ -65,7 +65,6 @@ _RANGES: dict[str, tuple[int, int]] = {
     "metrics_port": (0, 65_535),
 }
 
-
 _SWITCHES = ("copy_in_hooks",)
 
 
