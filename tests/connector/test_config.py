@@ -17,9 +17,10 @@ def test_only_the_masters_address_is_required() -> None:
 
 def test_every_fault_is_in_one_message() -> None:
     extra = {"store": "disk", "slab_size_mb": "big", "fetch_timeout_ms": True, "metricsport": 1, "slab_dir": "/nowhere"}
+    extra["copy_in_hooks"] = 1
     with pytest.raises(ConfigError) as caught:
         read_config(extra, ["a fault of vLLM's configuration"])
-    assert len(caught.value.faults) == 6
+    assert len(caught.value.faults) == 7
     for part in (
         "a fault of vLLM's configuration",
         "metricsport: unknown setting, expected one of master_server_address,",
@@ -27,6 +28,7 @@ def test_every_fault_is_in_one_message() -> None:
         "slab_size_mb: expected a whole number from 1 to",
         "fetch_timeout_ms: expected a whole number from 1 to 60000, found True",
         "slab_dir: expected a directory",
+        "copy_in_hooks: expected true or false, found 1",
     ):
         assert part in str(caught.value)
 

@@ -38,9 +38,8 @@ def fetch(staging: Staging, payload: bytes) -> Location:
     offset = staging.allocator.allocate(size_bytes)
     assert offset is not None
     staging.open(offset, size_bytes)[HEADER_SIZE_BYTES:] = payload
-    location = Location(offset, len(payload), "bfloat16", (len(payload) // 16, 8))
-    staging.accept(location)
-    return location
+    assert bytes(staging.accept(offset, size_bytes)[HEADER_SIZE_BYTES:]) == payload
+    return Location(offset, len(payload), "bfloat16", (len(payload) // 16, 8))
 
 
 @pytest.mark.parametrize(
@@ -111,10 +110,16 @@ def test_nothing_is_copied_without_a_slab(tmp_path: Path) -> None:
     tensor[0, 0] = 1
     assert bytes(payload[:2]) == b"\x80\x3f"
     region = staging.open(0, HEADER_SIZE_BYTES + 64)
-    location = Location(0, 64, "bfloat16", (4, 8))
-    staging.accept(location)
+    staging.accept(0, len(region))
     region[HEADER_SIZE_BYTES : HEADER_SIZE_BYTES + 2] = b"\x80\x3f"
-    assert staging.load(location)[0, 0] == 1
+    assert staging.load(Location(0, 64, "bfloat16", (4, 8)))[0, 0] == 1
+
+
+def test_what_comes_to_the_slab_after_verification_is_not_loaded(tmp_path: Path) -> None:
+    staging = make(tmp_path, store="mooncake")
+    location = fetch(staging, bytes(64))
+    staging.registered[location.offset + HEADER_SIZE_BYTES] = 1
+    assert not staging.load(location).any()
 
 
 @pytest.mark.parametrize("kind", ["own", "own, slab"])

@@ -81,15 +81,14 @@ class Fetcher:
             return Missing(request.item_id, "absent")
         self._metrics.count("epd_ec_get_bytes", read_bytes)
         try:
-            header = verify_object(region[:read_bytes], hash_item_id(request.item_id), request.rows)
+            read = self._access.staging.accept(offset, read_bytes)
+            header = verify_object(read, hash_item_id(request.item_id), request.rows)
         except WrongRowsError as error:
             log.warning("Item %s is not used: %s", request.item_id, error)
             return Missing(request.item_id, "wrong_rows")
         except HeaderError as error:
             return self._refuse(request, key, error)
-        location = Location(offset, header.payload_size_bytes, header.dtype, header.shape)
-        self._access.staging.accept(location)
-        return Ready(request.item_id, location)
+        return Ready(request.item_id, Location(offset, header.payload_size_bytes, header.dtype, header.shape))
 
     def _refuse(self, request: Fetch, key: str, error: HeaderError) -> Reply:
         # A put never replaces an object: without this the item would be broken until it is evicted.

@@ -52,8 +52,8 @@ class Staging(Loader, Protocol):
     def open(self, offset: int, size_bytes: int) -> memoryview:
         """Return memory for a whole object, to be read into the region at ``offset``."""
 
-    def accept(self, location: Location) -> None:
-        """Take note that a verified object was read. On an I/O thread, before anyone loads it."""
+    def accept(self, offset: int, size_bytes: int) -> memoryview:
+        """Return what of the region will be loaded, now that so much was read: for verification, on an I/O thread."""
 
     def stage(self, offset: int, tensor: EmbeddingTensor) -> Callable[[], Parts]:
         """Take an embedding over, on the model thread; what is returned is to be called on an I/O thread, once."""
@@ -88,8 +88,9 @@ class SharedStaging(SlabLoader):
         """See Staging."""
         return self.registered[offset : offset + size_bytes]
 
-    def accept(self, location: Location) -> None:
-        """See Staging. It is in the slab."""
+    def accept(self, offset: int, size_bytes: int) -> memoryview:
+        """See Staging."""
+        return self.registered[offset : offset + size_bytes]
 
     def stage(self, offset: int, tensor: EmbeddingTensor) -> Callable[[], Parts]:
         """See Staging. Copied at once: a device does its work in the order of the model thread's calls."""
@@ -120,17 +121,16 @@ class OwnStaging:
         self._arrived[offset] = whole = allocate_bytes(size_bytes)
         return view_as_bytes(whole)
 
-    def accept(self, location: Location) -> None:
-        """See Staging."""
-        offset, size_bytes = location.offset, HEADER_SIZE_BYTES + location.payload_size_bytes
+    def accept(self, offset: int, size_bytes: int) -> memoryview:
+        """See Staging. A copy is verified, so that nothing which comes to the slab late is in it."""
         if self._slab:
             self._arrived[offset] = whole = allocate_bytes(size_bytes)
             copy_bytes(self._slab[offset : offset + size_bytes], view_as_bytes(whole))
-        self._arrived[offset] = view_as_embedding(self._arrived[offset], location)
+        return view_as_bytes(self._arrived[offset])[:size_bytes]
 
     def load(self, location: Location) -> EmbeddingTensor:
         """See Loader."""
-        return self._arrived.pop(location.offset)
+        return view_as_embedding(self._arrived.pop(location.offset), location)
 
     def finish_step(self, step: int) -> None:
         """See Loader."""
