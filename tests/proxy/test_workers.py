@@ -13,10 +13,13 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from epd_proxy.announcements import announcements_in, write_state
+from epd_proxy.app import build_app
 from epd_proxy.config import Listen, MetaserverConfig, ProxyConfig, Topology
 from epd_proxy.errors import ConfigError
 from epd_proxy.loads import LoadRow, LoadTable
 from epd_proxy.pool import Pool
+from epd_proxy.workers import Shared
 from fakes import instances as fake
 from fakes.instances import FakeInstance
 from fakes.proxy_process import ProxyProcess, free_port
@@ -228,6 +231,19 @@ async def test_what_operators_do_holds_for_all_workers_and_their_successors(tmp_
                     break
                 await asyncio.sleep(0.25)
             assert await unasked(first)
+
+
+async def test_a_successor_knows_what_operators_did_before_it_listens(tmp_path: Path) -> None:
+    async with FakeInstance() as instance, FakeInstance() as removed:
+        write_state(announcements_in(str(tmp_path)), {"prefill_decode": {instance.url: "serving"}})
+        config = ProxyConfig(topology=Topology(prefill_decode=(removed.url,)))
+        alive, alive_here = os.pipe()
+        app = build_app(config, Shared(LoadRow(LoadTable(2), 1), alive, str(tmp_path), 1))
+        async with app.running():
+            assert not app.listener.addresses
+            assert [each.url for each in app.stages.pools["prefill_decode"].endpoints] == [instance.url]
+        os.close(alive)
+        os.close(alive_here)
 
 
 def listens(port: int) -> bool:

@@ -62,6 +62,8 @@ class App:
     async def running(self) -> AsyncIterator[None]:
         """Run all that works beside the requests; at the end the clients' listener is closed before it."""
         await self.stages.upstream.start()
+        # Before the first request: what operators did before this worker took another's place holds for it too.
+        await self.reloads.look()
         self.prober.follow()
         self.restarts.start()
         tasks = [

@@ -54,9 +54,13 @@ class Reloads:
     async def run(self) -> None:
         """Look until cancelled."""
         while self._watched:
-            for watched in self._watched:
-                await self._look(watched)
             await asyncio.sleep(_BEAT_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """Look once."""
+        for watched in self._watched:
+            await self._look(watched)
 
     async def _look(self, watched: _Watched) -> None:
         seen = await asyncio.to_thread(_signature, watched.paths)
