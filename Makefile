@@ -77,7 +77,7 @@ kubernetes: ## write the stack as Kubernetes objects (TOPOLOGY=2e4p4d EPD_HARDWA
 describe: ## print this machine as an inventory, the input of plan
 	@$(EPD) describe
 
-test: lint unit test-connector check-ascend-image smoke ## everything: lint, unit tests, tests in and of the images, live tests
+test: lint unit test-proxy test-connector check-ascend-image smoke ## everything: lint, unit tests, tests in and of the images, live tests
 
 lint: venv ## ruff, mypy, import-linter, shellcheck, hadolint, checks of the workflows
 	$(BIN)/ruff check .
@@ -95,6 +95,9 @@ lint: venv ## ruff, mypy, import-linter, shellcheck, hadolint, checks of the wor
 unit: venv ## unit tests that need neither vLLM nor a running stack
 	$(SOURCES) $(BIN)/pytest tests/scripts tests/docker tests/compose tests/proxy $(PYTEST_ARGS)
 
+test-proxy: ## the proxy's tests again, inside the image that serves, where it is compiled
+	@$(EPD) test-proxy $(PYTEST_ARGS)
+
 test-connector: ## connector tests, inside the image that serves
 	@$(EPD) test-connector $(PYTEST_ARGS)
 
@@ -111,7 +114,7 @@ smoke: venv ## live tests: real containers, real requests
 	@$(EPD) smoke $(PYTEST_ARGS)
 
 bench-proxy: venv ## compare the proxy with vllm-router on this machine and write docs/performance.md (BENCH=path of proxy_bench.py)
-	$(BIN)/python tests/bench/compare.py $(if $(BENCH),--bench $(BENCH)) $(ARGS)
+	@$(EPD) bench-proxy $(if $(BENCH),--bench $(BENCH)) $(ARGS)
 
 bench-ec: venv ## hand embeddings over by vLLM's example connector and by ours; writes docs/ec-performance.md
 	@$(EPD) bench-ec $(ARGS)

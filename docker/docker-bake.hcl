@@ -82,6 +82,12 @@ target "proxy" {
   tags       = ["${REGISTRY}ascend-epd-proxy:${EPD_VERSION}"]
 }
 
+target "proxy-test" {
+  inherits = ["proxy"]
+  target   = "test"
+  tags     = ["${REGISTRY}ascend-epd-proxy-test:${EPD_VERSION}"]
+}
+
 target "store" {
   inherits   = ["_debian"]
   dockerfile = "docker/store/Dockerfile"

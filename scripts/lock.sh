@@ -39,3 +39,4 @@ lock docker/store/requirements.lock docker/store/requirements.in
 lock docker/build.lock docker/build.in
 lock proxy/requirements.lock proxy/pyproject.toml --all-extras
 lock tests/requirements.lock tests/requirements.in proxy/pyproject.toml connector/pyproject.toml --all-extras
+lock docker/proxy/test.lock docker/proxy/test.in --constraint proxy/requirements.lock --constraint tests/requirements.lock

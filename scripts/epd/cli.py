@@ -139,7 +139,7 @@ def down(_: Context, __: list[str]) -> int:
 
 def clean(it: Context, _: list[str]) -> int:
     """Remove what `make up` made, and say what."""
-    tags = images.tags(ROOT, (*images.SERVED, images.TEST), it.bake)
+    tags = images.tags(ROOT, (*images.SERVED, *images.TESTS.values()), it.bake)
     compat = [images.tags(ROOT, images.COMPAT, images.compat(it.bake, vllm)) for vllm in images.compat_versions(ROOT)]
     managed = dotenv.read(ROOT / ".env").managed
     started = [managed[name] for name in ("EPD_IMAGE", "EPD_PROXY_IMAGE") if name in managed]
@@ -197,6 +197,12 @@ def test_faults(it: Context, words: list[str]) -> int:
     return _test_live(it, "tests/faults", words)
 
 
+def bench_proxy(it: Context, words: list[str]) -> int:
+    """Compare the proxy of the image with vllm-router."""
+    prepare_engine(it)
+    return _attach(provide_images(it, ("proxy",), pull=it.settings.pull), "python", "tests/bench/compare.py", *words)
+
+
 def bench_ec(it: Context, words: list[str]) -> int:
     """Measure how an embedding gets from process to process."""
     return _attach(_served(it), "python", "tests/bench/ec.py", *words)
@@ -224,17 +230,27 @@ def _attach(tags: Mapping[str, str], program: str, *words: str) -> int:
 
 def test_connector(it: Context, words: list[str]) -> int:
     """Run the connector's tests in the image that serves, where vLLM and Mooncake are."""
+    return _test_in_image(it, "connector", words)
+
+
+def test_proxy(it: Context, words: list[str]) -> int:
+    """Run the proxy's tests in the image that serves, where it is compiled."""
+    return _test_in_image(it, "proxy", words)
+
+
+def _test_in_image(it: Context, package: str, words: list[str]) -> int:
     require_readable_checkout()
     prepare_engine(it)
-    tag = provide_images(it, (images.TEST,), pull=False)[images.TEST]
-    return _run_in_image(tag, "tests/connector", *words)
+    target = images.TESTS[package]
+    tag = provide_images(it, (target,), pull=False)[target]
+    return _run_in_image(tag, f"tests/{package}", *words)
 
 
 def test_compat(it: Context, words: list[str]) -> int:
     """Run the connector's contract tests and the live tests of 1E1PD with another vLLM, the first of the words."""
     there = images.compat_versions(ROOT)
     if words[:1] == [it.versions["VLLM_VERSION"]]:
-        test, cpu = images.TEST, "cpu"
+        test, cpu = images.TESTS["connector"], "cpu"
     elif words and words[0] in there:
         cpu, test = images.COMPAT
         it = dataclasses.replace(it, versions=images.compat(it.versions, words[0]))
@@ -255,6 +271,7 @@ def test_compat(it: Context, words: list[str]) -> int:
 
 def _run_in_image(tag: str, *words: str) -> int:
     argv = ["docker", "run", "--rm", "--shm-size=1g", f"--volume={ROOT}:/src:ro", "--workdir=/src"]
+    argv += ["--sysctl=net.ipv6.conf.all.disable_ipv6=0"]  # of its loopback, where the bridge has no IPv6
     argv += ["--env=HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis", tag]
     argv += ["-p", "no:cacheprovider", *words]
     return command.attach(*argv, fix=_DOCKER_FIX)
@@ -312,9 +329,11 @@ COMMANDS: dict[str, tuple[Callable[[Context, list[str]], int], str]] = {
     "status": (status, "show how the stack is"),
     "smoke": (smoke, "live tests in containers"),
     "test-faults": (test_faults, "live tests of what befalls the store of embeddings"),
+    "bench-proxy": (bench_proxy, "the proxy beside vllm-router"),
     "bench-ec": (bench_ec, "how an embedding gets from process to process"),
     "bench-turns": (bench_turns, "time to the first token when a picture is asked about again"),
     "test-connector": (test_connector, "the connector's tests, in the image"),
+    "test-proxy": (test_proxy, "the proxy's tests, in the image, where it is compiled"),
     "test-compat": (test_compat, "the tests that another version of vLLM has to pass"),
     "check-ascend-image": (check_ascend_image, "build the Ascend image on a stand-in for CANN's"),
     "venv": (make_venv, "make the virtual environment of the tests"),

@@ -21,7 +21,8 @@ from epd.versions import parse as parse_version
 BAKE_FILE = "docker/docker-bake.hcl"
 SERVED = ("cpu", "proxy")
 """The bake targets that a stack on the CPU profile runs."""
-TEST = "cpu-test"
+TESTS = {"connector": "cpu-test", "proxy": "proxy-test"}
+"""The bake targets that each package's tests run in: what serves, with pytest."""
 COMPAT = ("cpu-compat", "cpu-compat-test")
 """The serving image and the testing one, with another vLLM than ours: see `compat`."""
 INPUTS_LABEL = "org.ascend-epd.inputs"

@@ -1,5 +1,6 @@
 """`make bench-proxy`: our proxy beside vllm-router with the common yardstick, as the table of docs/performance.md.
 
+What is measured are the packages of the proxy's image (EPD_PROXY_IMAGE), compiled as they are there.
 The yardstick (`BENCH`, by default ../shared/bench/proxy_bench.py beside this repository) pins each proxy to one core,
 the fake backends and the load to another, and prints one JSON line for a proxy and a scenario: medians of its rounds.
 """
@@ -11,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ OURS = "-m epd_proxy --host 127.0.0.1 --port {port} --encode {encode} --prefill-
 UNKNOWN = f"{OURS} --known-items-ttl-s 0"
 # The interpreter of the image, where this machine has it, is Debian's; how one was built makes a fifth of the speed.
 PYTHON = Path("/usr/bin/python3")
+PACKAGES = Path("/opt/venv/lib/python3.11/site-packages")
+VERSION = (3, 11)
 NEEDED = {
     "nginx": "the fake backends: apt-get install nginx-light",
     "wrk": "the load: apt-get install wrk",
@@ -39,16 +42,20 @@ def main() -> int:
     parser.add_argument("--bench", type=Path, default=ROOT.parent / "shared" / "bench" / "proxy_bench.py")
     parser.add_argument("--seconds", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--python", type=Path, default=PYTHON if version_of(PYTHON)[:2] == sys.version_info[:2] else
-                        Path(sys.executable), help="the proxy's interpreter, of this version")  # fmt: skip
+    parser.add_argument("--python", type=Path, default=PYTHON if version_of(PYTHON)[:2] == VERSION else
+                        Path(sys.executable), help="the proxy's interpreter, of the image's version")  # fmt: skip
     args = parser.parse_args()
     missing = [f"{name} ({why})" for name, why in NEEDED.items() if shutil.which(name) is None]
     if not args.bench.is_file():
         missing.append(f"the yardstick (BENCH=path/to/proxy_bench.py, found nothing at {args.bench})")
+    if version_of(args.python)[:2] != VERSION:
+        missing.append(f"Python {'.'.join(map(str, VERSION))}, which the proxy is compiled for (ARGS=--python=...)")
     if missing:
         print("FAIL: needed and not found:", *missing, sep="\n  - ", file=sys.stderr)
         return 1
-    measured = measure(args.bench, args.python, args.seconds, args.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        packages = copy_packages(os.environ["EPD_PROXY_IMAGE"], Path(folder))
+        measured = measure(args.bench, packages, args.python, args.seconds, args.rounds)
     text = table(measured, args.python, args.seconds, args.rounds)
     print(text)
     marked.write(DOCUMENT, "measured", text)
@@ -64,10 +71,21 @@ def version_of(python: Path) -> tuple[int, ...]:
     return tuple(int(number) for number in shown.split("."))
 
 
-def measure(bench: Path, python: Path, seconds: int, rounds: int) -> dict[str, dict[str, dict[str, Any]]]:
+def copy_packages(image: str, folder: Path) -> Path:
+    """Copy the packages of an image into ``folder``; return where they are."""
+    made = subprocess.run(["docker", "create", image], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    try:
+        subprocess.run(["docker", "cp", "--quiet", f"{made}:{PACKAGES}", folder], check=True)
+    finally:
+        subprocess.run(["docker", "rm", made], check=True, stdout=subprocess.DEVNULL)
+    return folder / PACKAGES.name
+
+
+def measure(
+    bench: Path, packages: Path, python: Path, seconds: int, rounds: int
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Run the yardstick; return its numbers by proxy and scenario."""
-    path = f"{ROOT / 'proxy' / 'src'}:{sysconfig.get_path('purelib')}"
-    ours = [f"{name}=env PYTHONPATH={path} {python} {command}"
+    ours = [f"{name}=env PYTHONPATH={packages} {python} {command}"
             for name, command in (("ascend-epd", OURS), ("ascend-epd, known items off", UNKNOWN))]  # fmt: skip
     command = [sys.executable, str(bench), "--seconds", str(seconds), "--rounds", str(rounds), *ours,
                "vllm-router=vllm-router"]  # fmt: skip

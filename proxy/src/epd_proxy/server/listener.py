@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 from ..errors import error_body
 from .connection import ClientConnection
@@ -61,7 +62,8 @@ class Listener:
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Hosts and ports it listens on."""
-        sockets = self._listening.sockets if self._listening else ()
+        # A list, as uvloop has it, is no tuple to compiled code.
+        sockets = cast(Any, self._listening).sockets if self._listening else ()
         return [each.getsockname()[:2] for each in sockets]
 
     async def start(self, host: str, port: int, *, reuse_port: bool = False) -> None:

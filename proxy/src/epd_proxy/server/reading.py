@@ -19,6 +19,8 @@ class RequestReader(asyncio.Protocol, ABC):
     ``last``: no further request is taken. ``lingering``: what comes is dropped.
     """
 
+    __deletable__ = ("_parser",)  # compiled classes let go of no other attribute
+
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.reading_paused = False

@@ -33,6 +33,8 @@ class Connection(asyncio.Protocol):
     may use the connection. ``registry`` holds those that were used and are open.
     """
 
+    __deletable__ = ("_parser",)  # compiled classes let go of no other attribute
+
     def __init__(self, backend: str, registry: "set[Connection]") -> None:
         self.backend = backend
         self.status = 0
