@@ -11,6 +11,8 @@ PYTEST_ARGS ?=
 
 EPD := PYTHONPATH=scripts PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m epd
 BIN := .venv/bin
+# Many of the tests wait more than they work.
+SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=4
 SOURCES := PYTHONPATH=proxy/src:connector/src
 
 .PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\#.*/\1/p' Makefile)
@@ -86,17 +88,17 @@ lint: venv ## ruff, mypy, import-linter, shellcheck, hadolint, checks of the wor
 	$(BIN)/vermin --quiet --no-tips --target=3.9- --violations --exclude file scripts/epd
 	$(SOURCES) $(BIN)/lint-imports --config proxy/pyproject.toml
 	$(SOURCES) $(BIN)/lint-imports --config connector/pyproject.toml
-	$(BIN)/shellcheck --exclude=SC1091 .ci/run scripts/*.sh docker/*/*.sh docker/cpu/compat/*/*.sh tests/images/stand_in/*.sh
+	$(BIN)/shellcheck --exclude=SC1091 .ci/run scripts/*.sh docker/*/*.sh docker/cpu/compat/*/*.sh tests/bench/*.sh tests/images/stand_in/*.sh
 	$(BIN)/hadolint --config docker/hadolint.yaml docker/*/Dockerfile tests/images/stand_in/Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck .github/workflows/*.yml
 	$(BIN)/zizmor --offline --quiet .github/workflows
 
 unit: venv ## unit tests that need neither vLLM nor a running stack
-	$(SOURCES) $(BIN)/pytest tests/scripts tests/docker tests/compose tests/proxy $(PYTEST_ARGS)
+	$(SOURCES) $(BIN)/pytest $(SIDE_BY_SIDE) tests/scripts tests/docker tests/compose tests/proxy $(PYTEST_ARGS)
 
 test-proxy: ## the proxy's tests again, inside the image that serves, where it is compiled
-	@$(EPD) test-proxy $(PYTEST_ARGS)
+	@$(EPD) test-proxy $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 test-connector: ## connector tests, inside the image that serves
 	@$(EPD) test-connector $(PYTEST_ARGS)

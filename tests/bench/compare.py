@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "performance.md"
 # All that is on by default: metrics, access log, health probes, names of items, the table of known items.
 OURS = "-m epd_proxy --host 127.0.0.1 --port {port} --encode {encode} --prefill-decode {pd}"
+# What the machine allows: one process in C that reads nothing of what it passes on.
+BARE = Path(__file__).with_name("bare_nginx.sh")
 # Each request goes to the encoder, as with pictures that were never seen.
 UNKNOWN = f"{OURS} --known-items-ttl-s 0"
 # The interpreter of the image, where this machine has it, is Debian's; how one was built makes a fifth of the speed.
@@ -29,7 +31,7 @@ PYTHON = Path("/usr/bin/python3")
 PACKAGES = Path("/opt/venv/lib/python3.11/site-packages")
 VERSION = (3, 11)
 NEEDED = {
-    "nginx": "the fake backends: apt-get install nginx-light",
+    "nginx": "the fake backends, and a bare proxy: apt-get install nginx-light",
     "wrk": "the load: apt-get install wrk",
     "taskset": "one core each: apt-get install util-linux",
     "vllm-router": "the peer: pip install vllm-router==0.1.17 in a virtual environment whose bin/ is on PATH",
@@ -55,7 +57,8 @@ def main() -> int:
         return 1
     with tempfile.TemporaryDirectory() as folder:
         packages = copy_packages(os.environ["EPD_PROXY_IMAGE"], Path(folder))
-        measured = measure(args.bench, packages, args.python, args.seconds, args.rounds)
+        nginx = f"{BARE} {folder}/nginx {{port}} {{pd}}"
+        measured = measure(args.bench, packages, args.python, nginx, args.seconds, args.rounds)
     text = table(measured, args.python, args.seconds, args.rounds)
     print(text)
     marked.write(DOCUMENT, "measured", text)
@@ -82,13 +85,13 @@ def copy_packages(image: str, folder: Path) -> Path:
 
 
 def measure(
-    bench: Path, packages: Path, python: Path, seconds: int, rounds: int
+    bench: Path, packages: Path, python: Path, nginx: str, seconds: int, rounds: int
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Run the yardstick; return its numbers by proxy and scenario."""
     ours = [f"{name}=env PYTHONPATH={packages} {python} {command}"
             for name, command in (("ascend-epd", OURS), ("ascend-epd, known items off", UNKNOWN))]  # fmt: skip
     command = [sys.executable, str(bench), "--seconds", str(seconds), "--rounds", str(rounds), *ours,
-               "vllm-router=vllm-router"]  # fmt: skip
+               f"nginx, bare={nginx}", "vllm-router=vllm-router"]  # fmt: skip
     ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for line in map(json.loads, ended.stdout.splitlines()):

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCKER = """case "$*" in
   --version|version*|"compose version"*|"buildx version"*) echo 29.1.2;;
   info*) echo id;;
-  *bake*--print*) printf '{"target": {'; for n in cpu cpu-test proxy; do
+  *bake*--print*) printf '{"target": {'; for n in cpu cpu-test proxy proxy-test; do
     printf '"%s": {"tags": ["%sascend-epd-%s:1"]}, ' $n "$REGISTRY" $n; done; for n in cpu-compat cpu-compat-test; do
     printf '"%s": {"tags": ["%sascend-epd-%s:%s"]}, ' $n "$REGISTRY" $n $COMPAT_VLLM_VERSION; done
     echo '"x": {"tags": ["x"]}}}';;
@@ -99,6 +99,7 @@ def test_clean_removes_what_make_up_made_also_under_earlier_names(programs, chec
     (removed,) = [call.split() for call in programs.calls if call.startswith("docker image rm")]
     assert {"r.example/ascend-epd-cpu:0.0.9", "r.example/ascend-epd-proxy:0.0.9"} <= set(removed)
     assert {"r.example/ascend-epd-cpu:1", "r.example/ascend-epd-cpu-test:1"} <= set(removed)
+    assert {"r.example/ascend-epd-proxy:1", "r.example/ascend-epd-proxy-test:1"} <= set(removed)
     assert {f"r.example/ascend-epd-cpu-compat:{vllm}" for vllm in images.compat_versions(ROOT)} <= set(removed)
     assert "docker image prune --force --filter label=org.ascend-epd.inputs" in programs.calls
     assert not (checkout / "build").exists()
