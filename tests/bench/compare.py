@@ -57,8 +57,13 @@ def main() -> int:
         return 1
     with tempfile.TemporaryDirectory() as folder:
         packages = copy_packages(os.environ["EPD_PROXY_IMAGE"], Path(folder))
-        nginx = f"{BARE} {folder}/nginx {{port}} {{pd}}"
-        measured = measure(args.bench, packages, args.python, nginx, args.seconds, args.rounds)
+        proxies = {
+            "ascend-epd": f"env PYTHONPATH={packages} {args.python} {OURS}",
+            "ascend-epd, known items off": f"env PYTHONPATH={packages} {args.python} {UNKNOWN}",
+            "nginx, bare": f"{BARE} {folder}/nginx {{port}} {{pd}}",
+            "vllm-router": "vllm-router",
+        }
+        measured = measure(args.bench, proxies, args.seconds, args.rounds)
     text = table(measured, args.python, args.seconds, args.rounds)
     print(text)
     marked.write(DOCUMENT, "measured", text)
@@ -84,14 +89,10 @@ def copy_packages(image: str, folder: Path) -> Path:
     return folder / PACKAGES.name
 
 
-def measure(
-    bench: Path, packages: Path, python: Path, nginx: str, seconds: int, rounds: int
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Run the yardstick; return its numbers by proxy and scenario."""
-    ours = [f"{name}=env PYTHONPATH={packages} {python} {command}"
-            for name, command in (("ascend-epd", OURS), ("ascend-epd, known items off", UNKNOWN))]  # fmt: skip
-    command = [sys.executable, str(bench), "--seconds", str(seconds), "--rounds", str(rounds), *ours,
-               f"nginx, bare={nginx}", "vllm-router=vllm-router"]  # fmt: skip
+def measure(bench: Path, proxies: dict[str, str], seconds: int, rounds: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """Run the yardstick on proxies, commands by name; return its numbers by proxy and scenario."""
+    command = [sys.executable, str(bench), "--seconds", str(seconds), "--rounds", str(rounds),
+               *(f"{name}={started}" for name, started in proxies.items())]  # fmt: skip
     ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for line in map(json.loads, ended.stdout.splitlines()):
