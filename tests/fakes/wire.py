@@ -5,6 +5,8 @@ import re
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
 
 class Peer:
     """One connection, seen from the backend."""
@@ -97,3 +99,7 @@ def serve(*answers: bytes) -> Script:
         await peer.until_closed()
 
     return script
+
+
+def in_pieces(answer: bytes, size: int) -> list[bytes]:
+    return [answer[at : at + size] for at in range(0, len(answer), size)]
