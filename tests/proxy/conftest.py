@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import uvloop
 
+from epd_proxy.flows import layerwise, releases
+
 TEST_TIMEOUT_S = 60
 
 
@@ -25,3 +27,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
     return True
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the proxy gives prefill and decode to settle and to be tried again is short enough to wait for."""
+    monkeypatch.setattr(releases, "_AFTER_CLOSING_S", 0.1)
+    monkeypatch.setattr(releases, "_BETWEEN_TRIES_S", 0.1)
+    monkeypatch.setattr(releases, "_LATE_CALL_S", 0.5)
+    monkeypatch.setattr(layerwise, "_SETTLE_S", 0.5)
