@@ -7,57 +7,28 @@ import json
 import shutil
 import socket
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from epd import planning, preflight, settings, versions
+from epd import preflight, settings
 from epd.doctor import engine, ports, report
 from epd.doctor.finding import Status
 from epd.doctor.subject import Subject
 from epd.machine import Machine
-from epd.plan import hosts
+from fakes.doctor import (
+    NPUS,
+    VERSIONS,
+    broken_npu_smi,
+    environ,
+    fake,
+    hccn,
+    listener,
+    own_compose_file,
+    remove,
+    someone_elses_container,
+    write,
+)
 from fakes.models import QWEN25_VL_7B
-from fakes.npu_hosts import FakeHost
-
-ROOT = Path(__file__).resolve().parents[3]
-NPUS = ("a2", "a3", "a5")
-VERSIONS = versions.load(ROOT / "docker" / "versions.env")
-
-
-class Case:
-    """A fake host, a project folder and a model; tests damage one of them and look."""
-
-    def __init__(self, folder, hardware):
-        self.fake = FakeHost(folder / "host", hardware)
-        self.root = folder / "project"
-        shutil.copytree(ROOT / "compose", self.root / "compose")
-        shutil.copytree(ROOT / "docker", self.root / "docker")
-        # Mounted into containers, so the host must have it: a folder of both trees.
-        self.model = folder / "my-model"
-        self.model.mkdir()
-        (self.model / "config.json").write_text(json.dumps(QWEN25_VL_7B))
-        (self.model / "model-00001.safetensors").write_bytes(b"0" * 64)
-        self.fake.file(str(self.model / "config.json"))
-        self.environ = {"TOPOLOGY": "1e1p1d", "EPD_HOST": "node-a"}
-        if hardware != "cpu":
-            self.environ["MODEL"] = str(self.model)
-
-    def examine(self):
-        loaded = settings.load(self.root, self.environ)
-        return preflight.examine(loaded, VERSIONS, Machine(self.fake.root))
-
-    def bad(self):
-        """Return what is not well, by name."""
-        return {finding.name: finding for finding in self.examine() if finding.status is not Status.PASS}
-
-
-@pytest.fixture
-def case(tmp_path):
-    def make(hardware="a2"):
-        return Case(tmp_path, hardware)
-
-    return make
 
 
 @pytest.mark.parametrize("hardware", [*NPUS, "cpu"])
@@ -97,65 +68,6 @@ def test_nothing_on_the_host_or_in_the_project_is_changed(case):
     before = state()
     it.examine()
     assert state() == before
-
-
-def remove(name):
-    return lambda it: it.fake.remove(name)
-
-
-def write(name, text):
-    return lambda it: it.fake.file(name, text)
-
-
-def hccn(**states):
-    def damage(it):
-        it.fake.hccn = {key.replace("_", " "): value for key, value in states.items()}
-        it.fake.write()
-
-    return damage
-
-
-def fake(**values):
-    def damage(it):
-        for name, value in values.items():
-            setattr(it.fake, name, value)
-        it.fake.write()
-
-    return damage
-
-
-def environ(**values):
-    return lambda it: it.environ.update(values)
-
-
-def broken_npu_smi(it):
-    it.fake.program(
-        "/usr/local/bin/npu-smi", {}, default="echo 'dcmi module initialize failed. ret is -8005'; exit 255"
-    )
-    it.environ["EPD_HARDWARE"] = it.fake.hardware
-
-
-def own_compose_file(text):
-    """Lay a file of the user's own over the plan's, as the lines of .env allow."""
-
-    def damage(it):
-        loaded = settings.load(it.root, it.environ)
-        planned = planning.make(loaded, it.fake.hardware, Machine(it.fake.root))
-        planning.write(it.root, planned)
-        (it.root / "mine.yaml").write_text(text)
-        (it.root / ".env").write_text(f"COMPOSE_FILE={planned.compose_files[0]}:mine.yaml\n")
-
-    return damage
-
-
-def listener(port):
-    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-    row = f"   0: 0100007F:{port:04X} 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1\n"
-    return write("/proc/net/tcp", head + row)
-
-
-def someone_elses_container(it):
-    it.fake.container("training-job", [0, 1, 2, 3, 4, 5, 6, 7])
 
 
 FAULTS = {
@@ -281,53 +193,6 @@ def test_listening_ports_are_read_from_the_kernels_tables():
         assert ours <= ports.listening(Machine())
 
 
-def test_our_own_running_stack_is_no_fault(case):
-    it = case()
-    it.fake.container("ascend-epd-decode-0-1", [2], project="ascend-epd")
-    assert it.bad() == {}
-
-
-def running(it, *, missing=()):
-    """Let the stack's instances run, each with its card; `missing` ones have none inside."""
-    for index, name in enumerate(("encode-0", "prefill-0", "decode-0", "proxy")):
-        cards = [] if name == "proxy" or name in missing else [index]
-        it.fake.container(f"ascend-epd-{name}-1", cards, project="ascend-epd", service=name)
-
-
-def test_a_running_stack_is_looked_at_from_the_inside(case):
-    it = case()
-    running(it)
-    found = {finding.name: finding for finding in it.examine()}
-    assert it.bad() == {}
-    assert found["inside.cards"].found == "encode-0: 1, prefill-0: 1, decode-0: 1"
-    assert found["inside.metaserver"].found == "decode-0 reach 127.0.0.1:8001"
-
-
-def test_ports_of_what_runs_are_its_own_and_those_of_what_comes_are_looked_at(case):
-    it = case()
-    running(it)
-    listener(8100)(it)  # encode-0's
-    assert it.bad() == {}
-    it.environ["TOPOLOGY"] = "2e1p1d"
-    listener(8101)(it)
-    assert it.bad()["ports.free"].found == "8101 (encode-1): in use"
-
-
-def test_a_container_without_its_card_is_found(case):
-    it = case()
-    running(it, missing=("prefill-0",))
-    assert it.bad()["inside.cards"].found == "prefill-0: 0 of 1"
-
-
-def test_a_metaserver_that_decode_does_not_reach_is_found(case):
-    it = case("cpu")
-    it.fake.inside["ascend-epd-decode-0-1"] = "echo 'ConnectionRefusedError: [Errno 111]' >&2; exit 1"
-    running(it)
-    finding = it.bad()["inside.metaserver"]
-    assert (finding.status, "proxy:8001" in finding.expected) == (Status.FAIL, True)
-    assert finding.found == "decode-0: ConnectionRefusedError: [Errno 111]"
-
-
 def test_a_card_that_a_process_uses_is_named(case):
     it = case()
     it.environ["EPD_CARDS"] = "0-2"
@@ -359,43 +224,6 @@ def test_a_download_that_broke_off(missing, case):
     else:
         bad = it.bad()
     assert "fetch-model" in bad["model.files"].fix
-
-
-def two_hosts(it, loss="0.00", address="10.1.0.77"):
-    it.environ["EPD_HOSTS"] = str(it.root / "hosts.json")
-    cards = tuple(hosts.Card(i, i, 65536, 3400, address=address) for i in range(8))
-    own = hosts.Host("node-a", "a2", "10.0.0.7", roles=("encode", "prefill"), cards=cards)
-    other = hosts.Host("node-b", "a2", "10.0.0.8", roles=("decode",), cards=cards)
-    (it.root / "hosts.json").write_text(hosts.dump([own, other]))
-    it.fake.hccn["loss"] = loss
-    it.fake.write()
-
-
-def test_other_hosts_are_pinged_through_the_cards(case):
-    it = case()
-    two_hosts(it)
-    assert it.bad() == {}
-    two_hosts(it, loss="100.00")
-    assert "node-b 10.1.0.77" in it.bad()["network.ping"].found
-    two_hosts(it, address="")
-    assert it.bad()["network.ping"].status is Status.WARN
-
-
-def test_with_several_hosts_a_cards_network_must_be_well(case):
-    it = case()
-    two_hosts(it)
-    it.fake.hccn["health 1"] = "Fault"
-    it.fake.hccn |= {f"link {i}": "DOWN" for i in range(8)}
-    it.fake.write()
-    bad = it.bad()
-    assert (bad["network.health"].status, bad["network.link"].status) == (Status.FAIL, Status.FAIL)
-
-
-def test_one_server_without_any_link_does_without(case):
-    it = case()
-    it.fake.hccn = {f"link {i}": "DOWN" for i in range(8)}
-    it.fake.write()
-    assert it.bad() == {}
 
 
 def test_a_check_that_breaks_is_told_and_the_others_go_on(case, monkeypatch):
