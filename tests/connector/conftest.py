@@ -18,6 +18,9 @@ from mooncake_pool import MooncakePool
 
 if TYPE_CHECKING:  # not loaded for tests that do without
     from ec_instances import Make
+    from fake_worker import Clock, FakeWorker
+
+    from epd_connector.metrics import Metrics
 
 
 @pytest.fixture
@@ -61,3 +64,29 @@ def make_any(any_store: dict[str, object], tmp_path: Path) -> "Iterator[Make]":
     from ec_instances import make_instances
 
     yield from make_instances(any_store, tmp_path / "shm")
+
+
+# Of the schedulers' tests.
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> "Iterator[FakeWorker]":
+    from fake_worker import FakeWorker
+
+    worker = FakeWorker(tmp_path)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def clock() -> "Clock":
+    from fake_worker import Clock
+
+    return Clock()
+
+
+@pytest.fixture
+def metrics() -> "Metrics":
+    from epd_connector.metrics import Metrics
+
+    return Metrics()

@@ -1,91 +1,14 @@
-"""The state machine against a worker faked at the wire: a socket that answers what a test tells it to."""
+"""The consumer's state machine against a worker faked at the wire: a socket that answers what a test tells it to."""
 
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
+from fake_worker import CONFIG, Clock, FakeWorker, feature, ready
 
-from epd_connector.compat import Feature, Lookup
-from epd_connector.config import ConnectorConfig
-from epd_connector.link import (
-    MAX_ITEM_ID_CHARS,
-    SOCKET_NAME,
-    Confirm,
-    Confirmed,
-    Counts,
-    Fetch,
-    LinkClient,
-    Missing,
-    Ready,
-    Release,
-    Reply,
-    Request,
-)
-from epd_connector.metadata import Location
+from epd_connector.link import MAX_ITEM_ID_CHARS, Counts, Fetch, LinkClient, Missing, Release, Reply
 from epd_connector.metrics import Metrics
-from epd_connector.producer_scheduler import ProducerScheduler
 from epd_connector.scheduler import ConsumerScheduler
-
-CONFIG = ConnectorConfig("127.0.0.1:1", fetch_timeout_ms=500, publish_timeout_ms=1000, ready_ttl_s=60)
-
-
-class Clock:
-    now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-class FakeWorker:
-    def __init__(self, directory: Path) -> None:
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(str(directory / SOCKET_NAME))
-        self._listener.listen(1)
-        self._connection: socket.socket | None = None
-
-    def receive(self) -> list[Request]:
-        if self._connection is None:
-            self._listener.settimeout(1)
-            self._connection, _ = self._listener.accept()
-            self._connection.setblocking(False)
-        requests = []
-        try:
-            while data := self._connection.recv(1 << 16):
-                requests.append(msgspec.msgpack.decode(data, type=Request))
-        except BlockingIOError:
-            pass
-        return requests
-
-    def send(self, *replies: Reply) -> None:
-        assert self._connection is not None
-        for reply in replies:
-            self._connection.send(msgspec.msgpack.encode(reply))
-
-    def close(self) -> None:
-        self._listener.close()
-        if self._connection is not None:
-            self._connection.close()
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[FakeWorker]:
-    worker = FakeWorker(tmp_path)
-    yield worker
-    worker.close()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def metrics() -> Metrics:
-    return Metrics()
 
 
 @pytest.fixture
@@ -93,14 +16,6 @@ def scheduler(tmp_path: Path, clock: Clock, metrics: Metrics, worker: FakeWorker
     scheduler = ConsumerScheduler(CONFIG, LinkClient(tmp_path), metrics, clock)
     yield scheduler
     scheduler.close()
-
-
-def feature(item_id: str, rows: int = 4) -> Feature:
-    return Feature(item_id, rows, end=rows)
-
-
-def ready(item_id: str, offset: int = 256) -> Ready:
-    return Ready(item_id, Location(offset, 64, "float32", (4, 4)))
 
 
 def make_ready(scheduler: ConsumerScheduler, worker: FakeWorker, item_id: str, offset: int = 256) -> None:
@@ -383,139 +298,3 @@ def test_counters_reach_the_worker_once_per_change(scheduler: ConsumerScheduler,
     scheduler.send_counts()
     scheduler.send_counts()
     assert worker.receive() == [Counts({"epd_ec_local_encodes|": 1})]
-
-
-class TestSynchronousFetch:
-    """Where vLLM looks items up without having announced the request."""
-
-    LIMIT_S = 0.2
-
-    @pytest.fixture
-    def scheduler(self, tmp_path: Path, metrics: Metrics, worker: FakeWorker) -> Iterator[ConsumerScheduler]:
-        scheduler = ConsumerScheduler(CONFIG, LinkClient(tmp_path), metrics)
-        yield scheduler
-        scheduler.close()
-
-    @staticmethod
-    def answer(worker: FakeWorker, *replies: Reply, after_s: float = 0.02) -> list[Request]:
-        """Reply in the background; return what was asked, filled when the reply is out."""
-        asked: list[Request] = []
-
-        def run() -> None:
-            while not asked:  # connected is not asked yet
-                asked.extend(worker.receive())
-            time.sleep(after_s)
-            worker.send(*replies)
-
-        threading.Thread(target=run).start()
-        return asked
-
-    def test_item_that_arrives_in_time_is_a_hit(
-        self, scheduler: ConsumerScheduler, worker: FakeWorker, metrics: Metrics
-    ) -> None:
-        self.answer(worker, ready("a"))
-        assert scheduler.has_item("a", Lookup("r", [feature("a")]))
-        scheduler.record_allocation("a")
-        assert [item_id for item_id, _ in scheduler.close_step([], []).loads] == ["a"]
-        assert 0.01 < metrics.snapshot()["epd_ec_stall_seconds|sum"] < self.LIMIT_S
-
-    def test_all_items_are_asked_for_at_once_and_one_is_waited_for(
-        self, scheduler: ConsumerScheduler, worker: FakeWorker
-    ) -> None:
-        asked = self.answer(worker, Missing("a", "absent"), ready("b"))
-        features = [feature("a"), feature("b", 9)]
-        assert not scheduler.has_item("a", Lookup("r", features))
-        assert asked[:1] == [Fetch("a", 4)]
-        assert scheduler.has_item("b", Lookup("r", features[1:]))
-
-    def test_standstill_has_one_limit_per_step(self, scheduler: ConsumerScheduler, metrics: Metrics) -> None:
-        started_s = time.monotonic()
-        features = [feature(f"item{number}") for number in range(5)]
-        assert not any(scheduler.has_item(one.item_id, Lookup("r", [one])) for one in features)
-        assert self.LIMIT_S <= time.monotonic() - started_s < 1.5 * self.LIMIT_S
-        assert metrics.snapshot()["epd_ec_deadlines|"] == 5
-
-    def test_store_that_hangs_costs_one_limit_and_not_one_per_step(
-        self, scheduler: ConsumerScheduler, worker: FakeWorker
-    ) -> None:
-        started_s = time.monotonic()
-        for number in range(50):
-            assert not scheduler.has_item(f"item{number}", Lookup(f"r{number}", [feature(f"item{number}")]))
-            scheduler.close_step([f"r{number}"], [])
-        assert time.monotonic() - started_s < 1.5 * self.LIMIT_S
-        worker.receive()
-        worker.send(Missing("item0", "absent"))
-        self.answer(worker, ready("late"))
-        assert scheduler.has_item("late", Lookup("s", [feature("late")]))
-
-    def test_miss_is_asked_again_for_a_later_request_and_not_for_the_same(
-        self, scheduler: ConsumerScheduler, worker: FakeWorker
-    ) -> None:
-        self.answer(worker, Missing("a", "absent"))
-        for _ in range(3):
-            assert not scheduler.has_item("a", Lookup("r", [feature("a")]))
-        assert worker.receive() == []
-        self.answer(worker, ready("a"))
-        assert scheduler.has_item("a", Lookup("later", [feature("a")]))
-
-    def test_item_with_other_rows_is_no_hit(self, scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
-        self.answer(worker, ready("a"))
-        assert scheduler.has_item("a", Lookup("r", [feature("a")]))
-        scheduler.close_step([], [])
-        self.answer(worker, Missing("a", "wrong_rows"))
-        assert not scheduler.has_item("a", Lookup("s", [feature("a", rows=5)]))
-
-    def test_announced_request_never_stands_still(self, scheduler: ConsumerScheduler) -> None:
-        assert not scheduler.ensure_available("r", [feature("a")])
-        started_s = time.monotonic()
-        assert not scheduler.has_item("a", Lookup("r", [feature("a")]))
-        assert time.monotonic() - started_s < 0.1
-
-    def test_without_a_worker_nothing_is_waited_for(self, tmp_path: Path, metrics: Metrics) -> None:
-        scheduler = ConsumerScheduler(CONFIG, LinkClient(tmp_path / "nothing"), metrics)
-        started_s = time.monotonic()
-        assert not scheduler.has_item("a", Lookup("r", [feature("a")]))
-        assert time.monotonic() - started_s < 0.1
-
-    def test_worker_that_dies_ends_the_standstill(self, scheduler: ConsumerScheduler, worker: FakeWorker) -> None:
-        def die() -> None:
-            worker.receive()
-            worker.close()
-
-        threading.Timer(0.02, die).start()
-        started_s = time.monotonic()
-        assert not scheduler.has_item("a", Lookup("r", [feature("a")]))
-        assert time.monotonic() - started_s < self.LIMIT_S
-
-
-class TestProducer:
-    @pytest.fixture
-    def producer(self, tmp_path: Path, clock: Clock, metrics: Metrics, worker: FakeWorker) -> ProducerScheduler:
-        return ProducerScheduler(CONFIG, LinkClient(tmp_path), metrics, clock)
-
-    def test_new_item_is_encoded_without_a_question(self, producer: ProducerScheduler) -> None:
-        assert producer.ensure_available("r", [feature("a")])
-        assert not producer.has_item("a")
-
-    def test_cached_item_is_confirmed_first(self, producer: ProducerScheduler, worker: FakeWorker) -> None:
-        producer.record_allocation("a")
-        assert not producer.ensure_available("r", [feature("a"), feature("b")])
-        assert not producer.ensure_available("r", [feature("a"), feature("b")])
-        assert worker.receive() == [Confirm("a")]
-        worker.send(Confirmed("a"))
-        assert producer.ensure_available("r", [feature("a"), feature("b")])
-        producer.close_step(["r"], ["a"])
-        assert producer.ensure_available("r2", [feature("a")])
-
-    def test_waiting_is_bounded(self, producer: ProducerScheduler, worker: FakeWorker, clock: Clock) -> None:
-        producer.record_allocation("a")
-        assert not producer.ensure_available("r", [feature("a")])
-        clock.now_s += 1
-        assert producer.ensure_available("r", [feature("a")])
-
-    def test_worker_that_dies_leaves_no_request_waiting(self, producer: ProducerScheduler, worker: FakeWorker) -> None:
-        producer.record_allocation("a")
-        assert not producer.ensure_available("r", [feature("a")])
-        worker.receive()
-        worker.close()
-        assert producer.ensure_available("r", [feature("a")])
