@@ -37,6 +37,7 @@ lock docker/ascend/requirements.lock docker/ascend/requirements.in connector/pyp
 lock docker/ascend/vllm.lock docker/ascend/vllm.in --no-deps
 lock docker/store/requirements.lock docker/store/requirements.in
 lock docker/build.lock docker/build.in
+lock docker/proxy/compile.lock docker/proxy/compile.in
 lock proxy/requirements.lock proxy/pyproject.toml --all-extras
 lock tests/requirements.lock tests/requirements.in proxy/pyproject.toml connector/pyproject.toml --all-extras
 lock docker/proxy/test.lock docker/proxy/test.in --constraint proxy/requirements.lock --constraint tests/requirements.lock

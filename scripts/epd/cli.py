@@ -36,8 +36,8 @@ from epd.provision import prepare_engine, provide_images
 _UP_TIMEOUT_S, _NPU_UP_TIMEOUT_S = 900.0, 2400.0
 """On NPUs vLLM itself gives an engine half an hour to load."""
 _DOCKER_FIX = "`make up` installs Docker"
-_TESTED = ("connector", "docker", "scripts", "tests", "pyproject.toml")
-"""What the connector's tests read."""
+_TESTED = ("connector", "docker", "proxy", "scripts", "tests", "pyproject.toml")
+"""What the tests in the images read."""
 
 
 def main(argv: list[str]) -> int:
@@ -271,14 +271,15 @@ def test_compat(it: Context, words: list[str]) -> int:
 
 def _run_in_image(tag: str, *words: str) -> int:
     argv = ["docker", "run", "--rm", "--shm-size=1g", f"--volume={ROOT}:/src:ro", "--workdir=/src"]
-    argv += ["--sysctl=net.ipv6.conf.all.disable_ipv6=0"]  # of its loopback, where the bridge has no IPv6
+    if Path("/proc/sys/net/ipv6").exists():  # some kernels are started without
+        argv += ["--sysctl=net.ipv6.conf.all.disable_ipv6=0"]  # for its loopback
     argv += ["--env=HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis", tag]
     argv += ["-p", "no:cacheprovider", *words]
     return command.attach(*argv, fix=_DOCKER_FIX)
 
 
 def require_readable_checkout(root: Path = ROOT) -> None:
-    """Check that the container that tests the connector can read it: a umask of 077 hides it.
+    """Check that the containers of the tests can read it: a umask of 077 hides it.
 
     Raises:
         StepError: it cannot.

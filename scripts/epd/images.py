@@ -28,7 +28,7 @@ COMPAT = ("cpu-compat", "cpu-compat-test")
 INPUTS_LABEL = "org.ascend-epd.inputs"
 INPUTS = (".dockerignore", "connector", "docker", "proxy", "scripts/tiny_model.py")
 """What goes into the images: the build context, as .dockerignore lets it through."""
-_NOT_INPUTS = ("__pycache__", "dist", ".pytest_cache", ".mypy_cache", ".ruff_cache")
+_NOT_INPUTS = ("__pycache__", "dist", "build", ".pytest_cache", ".mypy_cache", ".ruff_cache")
 _FAILURE_TAIL_LINES = 40
 _NO_BASE = ("failed to resolve source metadata", "failed to do request", "pull access denied", "failed to authorize")
 """What BuildKit says when it cannot pull what a Dockerfile is FROM, of Docker 20.10 and newer."""

@@ -6,6 +6,7 @@ cat > "$1/nginx.conf" << EOF
 worker_processes 1;
 daemon off;
 pid $1/pid;
+error_log /dev/null;
 events { worker_connections 4096; }
 http {
     access_log off;
@@ -28,4 +29,4 @@ http {
     }
 }
 EOF
-exec nginx -c "$1/nginx.conf" -e /dev/null
+exec nginx -c "$1/nginx.conf"

@@ -52,6 +52,8 @@ def main() -> int:
         missing.append(f"the yardstick (BENCH=path/to/proxy_bench.py, found nothing at {args.bench})")
     if version_of(args.python)[:2] != VERSION:
         missing.append(f"Python {'.'.join(map(str, VERSION))}, which the proxy is compiled for (ARGS=--python=...)")
+    if "EPD_PROXY_IMAGE" not in os.environ:
+        missing.append("EPD_PROXY_IMAGE, the proxy's image (make bench-proxy builds it)")
     if missing:
         print("FAIL: needed and not found:", *missing, sep="\n  - ", file=sys.stderr)
         return 1
@@ -83,7 +85,7 @@ def copy_packages(image: str, folder: Path) -> Path:
     """Copy the packages of an image into ``folder``; return where they are."""
     made = subprocess.run(["docker", "create", image], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     try:
-        subprocess.run(["docker", "cp", "--quiet", f"{made}:{PACKAGES}", folder], check=True)
+        subprocess.run(["docker", "cp", f"{made}:{PACKAGES}", folder], check=True, stdout=subprocess.DEVNULL)
     finally:
         subprocess.run(["docker", "rm", made], check=True, stdout=subprocess.DEVNULL)
     return folder / PACKAGES.name

@@ -184,6 +184,15 @@ async def test_pull_goes_on_elsewhere(stage: str, fault: fake.Behaviour) -> None
         assert len(ids) == len(set(ids)) + again
 
 
+@pytest.mark.parametrize("body", [None, b"no such thing"])
+async def test_pull_asks_nobody_else_for_what_all_refuse(body: bytes | None) -> None:
+    async with PullStack(decodes=2) as stack:
+        for decode in stack.decodes:
+            decode.default = fake.refuse(501, body=body)
+        assert (await stack.post(chat())).status == (502 if body else 501)
+        assert [len(each.requests) for each in (*stack.prefills, *stack.decodes)] == [1, 1, 0]
+
+
 async def test_pull_prefills_anew_when_decode_may_have_pulled() -> None:
     async with PullStack(decodes=2) as stack:
         for decode in stack.decodes:

@@ -129,7 +129,8 @@ def raise_as(told: ProxyError, error: ProxyError) -> NoReturn:
     try:
         if told is error:
             raise error
-        raise told from error
+        told.__cause__ = error  # compiled code takes no notice of `from`
+        raise told
     finally:
         del told, error
 
