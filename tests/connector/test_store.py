@@ -20,6 +20,7 @@ from epd_connector.config import read_config
 from epd_connector.device import HostDevice
 from epd_connector.header import Header, HeaderError, checksum, verify_object
 from epd_connector.keys import hash_item_id
+from epd_connector.store import spare
 from epd_connector.store.base import Store, StoreError, StoreFullError, StoreUnavailableError
 from epd_connector.store.factory import make_store
 from epd_connector.store.shared_dir import DRAFT_LIFE_S, DRAFT_PREFIX, FOLDER, SharedDirStore
@@ -263,28 +264,40 @@ class TestSharedDir:
                 assert client.store.exists(str(key))
             assert sum(file.stat().st_size for file in (path / FOLDER).iterdir()) <= 1000
 
-    def find_spare(self, client: Client, path: Path) -> os.stat_result:
-        client.store._spare.settle()  # type: ignore[attr-defined] - the file may have its size before it is handed over
-        (found,) = (path / FOLDER).glob(f"{DRAFT_PREFIX}*")
-        return found.stat()
+    def find_spare(self, client: Client) -> os.stat_result:
+        # The file may have its size before it is handed over.
+        path: Path = client.store._spare._making.result(timeout=20)  # type: ignore[attr-defined]
+        return path.stat()
 
-    def test_next_object_goes_into_a_file_that_has_its_pages(self, client: Client, tmp_path: Path) -> None:
+    def test_next_object_goes_into_a_file_that_has_its_pages(self, client: Client) -> None:
         client.put("a", bytes(200))
-        spare = self.find_spare(client, tmp_path)
+        found = self.find_spare(client)
         client.put("b", b"b" * 100)
-        assert client.store._name("b").stat().st_ino == spare.st_ino  # type: ignore[attr-defined]
+        assert client.store._name("b").stat().st_ino == found.st_ino  # type: ignore[attr-defined]
         assert client.store.find_size("b") == 100
         assert client.get("b", 100) == b"b" * 100
 
     @pytest.mark.parametrize("size_bytes", [100, 300], ids=["is gone", "is too small"])
     def test_file_that_does_not_serve_is_done_without(self, client: Client, tmp_path: Path, size_bytes: int) -> None:
         client.put("a", bytes(200))
-        self.find_spare(client, tmp_path)
+        self.find_spare(client)
         if size_bytes < 200:
             for path in (tmp_path / FOLDER).glob(f"{DRAFT_PREFIX}*"):
                 path.unlink()
         client.put("b", b"b" * size_bytes)
         assert client.get("b", size_bytes) == b"b" * size_bytes
+
+    def test_spare_file_that_was_not_begun_is_called_off_and_made_later(
+        self, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(spare, "DELAY_S", 3600)
+        client.put("a", bytes(200))
+        client.store._scanned_at_s = float("-inf")  # type: ignore[attr-defined] # SCAN_INTERVAL_S has passed
+        monkeypatch.setattr(spare, "DELAY_S", 0.0)
+        client.put("b", bytes(200))
+        assert self.find_spare(client).st_size == 200
+        assert client.store._used_bytes == 600  # type: ignore[attr-defined]
+        assert sum(file.stat().st_size for file in (tmp_path / FOLDER).iterdir()) == 600
 
     def test_nothing_but_objects_is_left(self, client: Client, tmp_path: Path) -> None:
         client.put("a", bytes(200))
