@@ -1,4 +1,4 @@
-"""`make bench-proxy`: our proxy beside vllm-router with the common yardstick, as the table of docs/performance.md.
+"""`make bench-proxy`: our proxy beside others with the common yardstick, as the table of docs/performance.md.
 
 What is measured are the packages of the proxy's image (EPD_PROXY_IMAGE), compiled as they are there.
 The yardstick (`BENCH`, by default ../shared/bench/proxy_bench.py beside this repository) pins each proxy to one core,
@@ -30,6 +30,12 @@ UNKNOWN = f"{OURS} --known-items-ttl-s 0"
 PYTHON = Path("/usr/bin/python3")
 PACKAGES = Path("/opt/venv/lib/python3.11/site-packages")
 VERSION = (3, 11)
+# Measured too where they are on PATH: pip install sglang-router==0.3.2 smg==1.13.0
+MORE_PEERS = {
+    name: f"{name} launch --host 127.0.0.1 --port {{port}} --worker-urls {{encode}} {{pd}} --policy round_robin "
+    f"--prometheus-port {port} --log-level error"
+    for name, port in (("sglang-router", 29998), ("smg", 29999))
+}
 NEEDED = {
     "nginx": "the fake backends, and a bare proxy: apt-get install nginx-light",
     "wrk": "the load: apt-get install wrk",
@@ -63,6 +69,7 @@ def main() -> int:
             "ascend-epd": f"env PYTHONPATH={packages} {args.python} {OURS}",
             "ascend-epd, known items off": f"env PYTHONPATH={packages} {args.python} {UNKNOWN}",
             "nginx, bare": f"{BARE} {folder}/nginx {{port}} {{pd}}",
+            **{name: started for name, started in MORE_PEERS.items() if shutil.which(name)},
             "vllm-router": "vllm-router",
         }
         measured = measure(args.bench, proxies, args.seconds, args.rounds)

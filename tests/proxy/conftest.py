@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import sys
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
+    assert sys.exc_info()[1] is None, "a compiled coroutine left its exception behind (test_compiled.py)"
     return True
 
 

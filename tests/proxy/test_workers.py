@@ -295,4 +295,6 @@ async def test_a_worker_that_cannot_start_ends_all() -> None:
             subprocess.run, command, check=False, capture_output=True, text=True, timeout=60,
             env={"PYTHONPATH": ":".join(sys.path)},
         )  # fmt: skip
-    assert (ended.returncode, str(taken.port) in ended.stderr, "Traceback" in ended.stderr) == (1, True, False)
+    # The port before it may be taken too, by a test at the side.
+    told = any(str(port) in ended.stderr for port in (taken.port - 1, taken.port))
+    assert (ended.returncode, told, "Traceback" in ended.stderr) == (1, True, False)
