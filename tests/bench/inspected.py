@@ -15,9 +15,9 @@ from epd_proxy.server import Listener, Request, Response
 from epd_proxy.settings import load_config
 
 
-def resident_bytes() -> int:
-    """What the process has in memory now."""
-    with open("/proc/self/statm") as statm:
+def resident_bytes(pid: int | str = "self") -> int:
+    """What a process has in memory now."""
+    with open(f"/proc/{pid}/statm") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
