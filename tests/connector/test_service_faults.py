@@ -9,6 +9,15 @@ from ec_instances import BACKENDS, STALL_S, Instance, Make, embedding, wait_unti
 from mooncake_pool import MooncakePool
 
 
+def check_misses(encode: Instance, consume: Instance, count: int) -> None:
+    """Each item is a miss within publish_timeout_ms + fetch_timeout_ms, and what a loaded machine adds."""
+    for number in range(count):
+        started_s = time.monotonic()
+        encode.encode(f"item{number}", embedding(seed=number))
+        assert consume.take(f"item{number}", 64) is None
+        assert time.monotonic() - started_s < 2
+
+
 def test_hung_master_holds_the_scheduler_for_one_limit_only(make: Make, pool: MooncakePool) -> None:
     consume = make("consume", sync_fetch_timeout_ms=200)
     pool.pause_master()
@@ -72,12 +81,7 @@ def test_item_that_only_the_encoders_cache_has_is_published_again(make: Make, po
 def test_killed_master_costs_no_request_more_than_its_limits(make: Make, pool: MooncakePool) -> None:
     encode, consume = make("encode"), make("consume")
     pool.kill_master()
-    for number in range(10):
-        started_s = time.monotonic()
-        encode.encode(f"item{number}", embedding(seed=number))
-        assert consume.take(f"item{number}", 64) is None
-        # publish_timeout_ms + fetch_timeout_ms, and what a loaded machine adds
-        assert time.monotonic() - started_s < 2
+    check_misses(encode, consume, 10)
     assert not encode.is_healthy()
     assert not consume.is_healthy()
     started_s = time.monotonic()
@@ -125,11 +129,7 @@ def test_one_late_answer_of_the_master_is_no_miss(make: Make, pool: MooncakePool
 def test_master_that_hangs_costs_no_request_more_than_its_limits(make: Make, pool: MooncakePool) -> None:
     encode, consume = make("encode"), make("consume")
     pool.pause_master()
-    for number in range(8):
-        started_s = time.monotonic()
-        encode.encode(f"item{number}", embedding(seed=number))
-        assert consume.take(f"item{number}", 64) is None
-        assert time.monotonic() - started_s < 2
+    check_misses(encode, consume, 8)
     wait_until(lambda: not encode.is_healthy() and not consume.is_healthy())
     started_s = time.monotonic()
     encode.encode("late", embedding())
