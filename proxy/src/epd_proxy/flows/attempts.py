@@ -129,8 +129,7 @@ def raise_as(told: ProxyError, error: ProxyError) -> NoReturn:
     try:
         if told is error:
             raise error
-        told.__cause__ = error  # compiled code takes no notice of `from`
-        raise told
+        raise told from error
     finally:
         del told, error
 
