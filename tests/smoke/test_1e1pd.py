@@ -106,13 +106,16 @@ def test_an_item_encoded_before_the_encoder_restarts_is_still_a_hit(stack, monol
     body = chat_body("Still there?", [picture(400)])
     assert tokens(stack.url, CHAT, body) == tokens(monolith, CHAT, body)
     stack.compose("kill", "encode-0", "prefill-decode-0")
-    stack.compose("start", "prefill-decode-0")
-    stack.wait_healthy("prefill-decode-0")
-    before = ec_counters(stack)
-    assert tokens(stack.url, CHAT, body) == tokens(monolith, CHAT, body)
-    after = ec_counters(stack)
-    stack.compose("start", "encode-0")
-    stack.wait_healthy("encode-0")
+    try:
+        stack.compose("start", "prefill-decode-0")
+        stack.wait_healthy("prefill-decode-0")
+        stack.wait_up("prefill-decode-0")
+        before = ec_counters(stack)
+        assert tokens(stack.url, CHAT, body) == tokens(monolith, CHAT, body)
+        after = ec_counters(stack)
+    finally:
+        stack.compose("start", "encode-0")
+        stack.wait_healthy("encode-0")
     assert after["hits"] - before["hits"] == 1
     assert after["local encodes"] == before["local encodes"]
     assert_serves(stack, monolith, 401)
