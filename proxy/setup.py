@@ -21,6 +21,7 @@ SOURCE = Path("src/epd_proxy")
 COMPILED = (
     "server/*.py",
     "upstream/*.py",
+    "flows/attempts.py",
     "flows/fanout.py",
     "flows/flights.py",
     "flows/forwarding.py",

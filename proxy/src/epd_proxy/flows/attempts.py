@@ -100,24 +100,35 @@ async def try_endpoints(
         tried.append(answer.lease.endpoint)
         _note_attempt(record, tried[-1])
         started = time.monotonic()
-        try:
-            await open_at(answer)
-        except BaseException as error:
-            answer.close()
-            if not isinstance(error, ProxyError):
-                raise
-            stages.metrics.attempts[pool.stage, type(error).__name__].inc()
-            log.info("%s of request %s failed at %s: %s", pool.stage, record.request_id, tried[-1].url, error.detail)
-            if not retried(error) or len(tried) >= (attempts_max or stages.config.retry.max_attempts):
-                raise_as(_final(error), error)
-            await asyncio.sleep(stages.config.retry.delay_s * 2 ** (len(tried) - 1))
-            if not pool.has_untried(tried):
-                raise_as(_final(error), error)
-            stages.metrics.retries[pool.stage,].inc()
-        else:
+        error = await _try(answer, open_at)
+        if error is None:
             stages.metrics.stage_seconds[pool.stage,].observe(time.monotonic() - started)
             stages.metrics.attempts[pool.stage, "ok"].inc()
             return answer
+        stages.metrics.attempts[pool.stage, type(error).__name__].inc()
+        log.info("%s of request %s failed at %s: %s", pool.stage, record.request_id, tried[-1].url, error.detail)
+        if retried(error) and len(tried) < (attempts_max or stages.config.retry.max_attempts):
+            await asyncio.sleep(stages.config.retry.delay_s * 2 ** (len(tried) - 1))
+            if pool.has_untried(tried):
+                stages.metrics.retries[pool.stage,].inc()
+                continue
+        try:
+            raise_as(_final(error), error)
+        finally:
+            del error  # see there
+
+
+async def _try(answer: Answer, open_at: Callable[[Answer], Awaitable[None]]) -> ProxyError | None:
+    """Return why the answer could not be opened. However it fails, it is closed."""
+    try:
+        await open_at(answer)
+    except ProxyError as error:
+        answer.close()
+        return error
+    except BaseException:
+        answer.close()
+        raise
+    return None
 
 
 def raise_as(told: ProxyError, error: ProxyError) -> NoReturn:
@@ -127,9 +138,9 @@ def raise_as(told: ProxyError, error: ProxyError) -> NoReturn:
     would be kept with it until garbage is looked for.
     """
     try:
-        if told is error:
-            raise error
-        raise told from error
+        if told is not error:
+            told.__cause__ = error  # as `raise … from` does, which sets none where this is compiled
+        raise told
     finally:
         del told, error
 
