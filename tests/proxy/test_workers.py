@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -122,6 +123,21 @@ async def test_the_load_is_shared_and_the_counts_are_summed() -> None:
             while counted < 20:  # within a second, and no longer than the test may take
                 counted = await sample(proxy, "epd_proxy_requests_total", status="200", path=CHAT)
             assert await sample(proxy, "epd_proxy_leases_in_flight") == 0
+
+
+def file_table_size(pid: int) -> int:
+    """Return for how many files the kernel has room without letting the process wait."""
+    (line,) = [each for each in Path(f"/proc/{pid}/status").read_text().splitlines() if each.startswith("FDSize:")]
+    return int(line.split()[1])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_no_stream_waits_for_the_table_of_files_to_grow(workers: int) -> None:
+    async with ProxyProcess("--prefill-decode", "http://127.0.0.1:9", "--workers", str(workers)) as proxy:
+        serving = workers_of(proxy) if workers > 1 else [proxy.process.pid]
+        _, most = resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE)
+        assert len(serving) == workers
+        assert all(file_table_size(pid) >= min(most, 65_536) for pid in serving)
 
 
 async def test_a_worker_that_dies_is_replaced_and_leaves_no_load() -> None:

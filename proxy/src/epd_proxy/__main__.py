@@ -1,6 +1,8 @@
 """The console script ``epd-proxy``."""
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import resource
 import sys
@@ -14,6 +16,8 @@ from .config import ProxyConfig
 from .errors import ConfigError
 from .settings import load_config
 from .workers import Shared, run_workers
+
+_FILE_TABLE_MAX = 65_536
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(config: ProxyConfig, shared: Shared | None = None) -> int:
     memory.set_up()
+    _ready_file_table()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(config, shared))
@@ -54,6 +59,18 @@ def _allow_files() -> None:
     """Raise the number of open files to what is allowed: each stream takes two, and 1024 is a usual default."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _ready_file_table() -> None:
+    """Have the kernel's table of this process's files as large as it may get, up to 65,536 entries of 8 bytes.
+
+    It doubles as files are opened, at 256 first, which is 128 streams; once there are threads, each time waits until
+    no core looks at the old one any more, and all streams wait with it: 4 to 9 ms were measured.
+    """
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    last = (_FILE_TABLE_MAX if most == resource.RLIM_INFINITY else min(most, _FILE_TABLE_MAX)) - 1
+    with contextlib.suppress(OSError):  # the kernel has no room for it now: then it grows as ever
+        os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, last))
 
 
 def _fail(error: OSError) -> int:
