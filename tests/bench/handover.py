@@ -30,6 +30,8 @@ WIDTH = 4096
 PATIENT = {"fetch_timeout_ms": 20_000, "publish_timeout_ms": 20_000}
 """Here a busy machine must not make a miss of what is measured."""
 WARM_UP = 5
+REST_S = 0.05
+"""Each way, and each yardstick, begins in processes that were at rest: right after other work all is faster."""
 POLL_S = 0.001
 """vLLM's scheduler asks for a deferred request about so often."""
 OURS = ("epd_connector.connector", "ECMooncakeStoreConnector")
@@ -162,6 +164,7 @@ def produce(link: Connection, peer: Connection, pool: dict[str, Any], sizes: lis
         for number in range(WARM_UP + rounds):
             tensor = make_tensor(number, rows)
             copy_s = memory.copy(tensor)
+            time.sleep(REST_S)
             key = f"ec/v1/bench/{size_bytes}-{number}"
             put_s = timed(lambda: memory.store.put(key, [memory.region[:size_bytes]]))  # noqa: B023 - called here
             peer.send(("own", key, rows, 0.0, number))
@@ -172,6 +175,7 @@ def produce(link: Connection, peer: Connection, pool: dict[str, Any], sizes: lis
                 request, cache = make_request(name, rows), {name: tensor.clone()}
                 wait_until_available(scheduler, request)
                 scheduler.update_state_after_alloc(request, 0)
+                time.sleep(REST_S)
                 with bound(scheduler, worker, []):
                     began_s = time.monotonic()
                     save_s = timed(lambda: worker.save_caches(cache, name))  # noqa: B023
@@ -195,10 +199,9 @@ def consume(link: Connection, peer: Connection, pool: dict[str, Any], sizes: lis
     while message := peer.recv():
         method, name, rows, began_s, number = message
         if method == "own":
-            tensor = make_tensor(number, rows)
-            part = memory.region[: tensor.nbytes]
+            part = memory.region[: 2 * rows * WIDTH]
             get_s = timed(lambda: memory.store.get(name, part))  # noqa: B023
-            link.send((method, {"memcpy": memory.copy(tensor), "get": get_s}))
+            link.send((method, {"memcpy": memory.copy(make_tensor(number, rows)), "get": get_s}))
         else:
             link.send((method, take(halves[method], name, rows, began_s, number)))
         memory.store.remove_all()  # or the pool is full of what is under lease
