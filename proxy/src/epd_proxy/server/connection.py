@@ -207,8 +207,11 @@ class ClientConnection(RequestReader):
             self._wanted = None
 
     async def _answer_all(self) -> None:
-        """Answer one request after the other. To wake a task takes half the time of making one for each request."""
-        while True:
+        """Answer one request after the other. To wake a task takes half the time of making one for each request.
+
+        It ends with the last of them: to be cancelled when the connection is lost takes as long as an answer.
+        """
+        while not (self.last and self._answering is None):
             request = self._answering
             if request is None:
                 self._wanted = self._loop.create_future()
