@@ -6,10 +6,10 @@ GIL before its end, where the interpreter does every 5 ms. So ``protocol`` stays
 size, in threads, and the event loop must have its turns meanwhile. Of these, each does a little per event. The rest is
 not busy, or not what mypyc can compile: classes of errors, settings that are read from their class.
 
-What differs: ``raise … from`` sets no ``__cause__``; values of another type than is annotated raise TypeError; and
-while a coroutine is suspended in an ``except`` or ``finally``, whatever else fails has its exception for
-``__context__``, which makes a chain without an end. A module that does that is not compiled:
-tests/proxy/test_compiled.py sees to it.
+What differs: ``raise … from`` sets no ``__cause__``, so where one is read later it is set by hand (``raise_as`` in
+flows/attempts.py); values of another type than is annotated raise TypeError; and while a coroutine is suspended in an
+``except`` or ``finally``, whatever else fails has its exception for ``__context__``, which makes a chain without an
+end. A module with a coroutine that waits there is not compiled: tests/proxy/test_compiled.py sees to it.
 """
 
 import os

@@ -163,6 +163,7 @@ def produce(link: Connection, peer: Connection, pool: dict[str, Any], sizes: lis
         rows = size_bytes // WIDTH // 2
         for number in range(WARM_UP + rounds):
             tensor = make_tensor(number, rows)
+            time.sleep(REST_S)
             copy_s = memory.copy(tensor)
             time.sleep(REST_S)
             key = f"ec/v1/bench/{size_bytes}-{number}"
@@ -201,7 +202,7 @@ def consume(link: Connection, peer: Connection, pool: dict[str, Any], sizes: lis
         if method == "own":
             part = memory.region[: 2 * rows * WIDTH]
             get_s = timed(lambda: memory.store.get(name, part))  # noqa: B023
-            link.send((method, {"memcpy": memory.copy(make_tensor(number, rows)), "get": get_s}))
+            link.send((method, {"get": get_s}))
         else:
             link.send((method, take(halves[method], name, rows, began_s, number)))
         memory.store.remove_all()  # or the pool is full of what is under lease

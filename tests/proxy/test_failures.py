@@ -235,3 +235,28 @@ async def test_nothing_is_left_after_many_mixed_requests() -> None:
             await stack.until(lambda instance=instance: instance.running == 0)
         await stack.until_idle()
         assert not [t for t in asyncio.all_tasks() if t.get_name().startswith("encode ")]
+
+
+@pytest.mark.parametrize(("pieces", "end"), [(fake.TEXT, "whole"), (fake.TEXT[:2], "cut")])
+async def test_the_access_line_counts_what_a_stream_sent(
+    pieces: tuple[bytes, ...], end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All that the client got, the event that tells of a failure with it."""
+    caplog.set_level("INFO", "epd_proxy.access")
+    async with ProxyStack() as stack:
+        stack.instances[0].default = fake.stream(pieces, 0.01, end=end)
+        async with stack.client.post(CHAT, json=chat(stream=True)) as response:
+            body, broken = await read_to_break(response)
+    assert broken is (end == "cut") is (body != b"".join(pieces))
+    [line] = [record.fields for record in caplog.records if record.name == "epd_proxy.access"]  # type: ignore[attr-defined]
+    assert line["bytes_out"] == len(body)
+
+
+async def test_the_access_line_counts_what_a_client_got_that_left(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "epd_proxy.access")
+    async with ProxyStack() as stack:
+        stack.instances[0].default = fake.stream(fake.TEXT[:1], end="hang")
+        async with stack.client.post(CHAT, json=chat(stream=True)) as response:
+            assert await response.content.readany() == fake.TEXT[0]
+    [line] = [record.fields for record in caplog.records if record.name == "epd_proxy.access"]  # type: ignore[attr-defined]
+    assert line["bytes_out"] == len(fake.TEXT[0])

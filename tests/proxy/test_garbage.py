@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from epd_proxy.config import Timeouts
 from epd_proxy.errors import BackendError
 from epd_proxy.protocol import InferenceRequest
+from epd_proxy.relay import Answer
 from epd_proxy.upstream import Call, Upstream
 from fakes import instances as fake
+from fakes.instances import Behaviour, FakeInstance, Recorded
 from fakes.proxy_stack import CHAT, ProxyStack, chat, image_part
 from fakes.wire import Peer, WireBackend
 
@@ -83,6 +86,29 @@ async def test_a_request_whose_first_prefill_failed() -> None:
         stack.prefills[0].default = fake.drop
         await assert_nothing_is_kept(stack, range(200, 201))
         assert stack.prefills[0].requests
+
+
+async def test_an_answer_that_failed_is_not_kept_while_another_instance_answers() -> None:
+    """It may be large, and the other may take long."""
+    async with ProxyStack(instances=2) as stack:
+        asked: list[str] = []
+        for instance in stack.instances:
+            instance.default = refuse_first(asked)
+        asking = asyncio.create_task(stack.post(chat()))
+        await stack.until(lambda: len(asked) == 2)
+        assert sum(type(each) is Answer for each in gc.get_objects()) == 1
+        asking.cancel()
+        await asyncio.wait((asking,))
+
+
+def refuse_first(asked: list[str]) -> Behaviour:
+    """Refuse the first of all requests, and never answer another."""
+
+    async def behave(instance: FakeInstance, request: web.Request, recorded: Recorded) -> web.StreamResponse:
+        asked.append(instance.url)
+        return await (fake.refuse(503, "busy") if len(asked) == 1 else fake.hang)(instance, request, recorded)
+
+    return behave
 
 
 async def drops(peer: Peer) -> None:

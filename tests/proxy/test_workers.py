@@ -137,7 +137,7 @@ async def test_no_stream_waits_for_the_table_of_files_to_grow(workers: int) -> N
         serving = workers_of(proxy) if workers > 1 else [proxy.process.pid]
         _, most = resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE)
         assert len(serving) == workers
-        assert all(file_table_size(pid) >= min(most, 65_536) for pid in serving)
+        await until(lambda: all(file_table_size(pid) >= min(most, 65_536) for pid in serving))
 
 
 async def test_a_worker_that_dies_is_replaced_and_leaves_no_load() -> None:

@@ -110,7 +110,7 @@ class Stack:
     def wait_up(self, service: str, timeout_s: float = 60) -> None:
         """Wait until the proxy takes an instance for up, which it learns from its next probe."""
         end = time.monotonic() + timeout_s
-        while self.total("proxy", "epd_proxy_endpoint_up", endpoint=f"http://{service}:8000") != 1:
+        while self.total("proxy", "epd_proxy_endpoint_up", endpoint=f"http://{service}:8000") < 1:
             if time.monotonic() > end:
                 raise TimeoutError(f"{service} was not up within {timeout_s:.0f} s:\n{self.logs('proxy')}")
             time.sleep(0.2)

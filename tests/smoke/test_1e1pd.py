@@ -116,6 +116,7 @@ def test_an_item_encoded_before_the_encoder_restarts_is_still_a_hit(stack, monol
     finally:
         stack.compose("start", "encode-0")
         stack.wait_healthy("encode-0")
+        stack.wait_up("encode-0")
     assert after["hits"] - before["hits"] == 1
     assert after["local encodes"] == before["local encodes"]
     assert_serves(stack, monolith, 401)

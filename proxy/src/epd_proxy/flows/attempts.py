@@ -111,11 +111,12 @@ async def try_endpoints(
             await asyncio.sleep(stages.config.retry.delay_s * 2 ** (len(tried) - 1))
             if pool.has_untried(tried):
                 stages.metrics.retries[pool.stage,].inc()
+                del error  # with the answer that it has, which may be large: the next attempt may take long
                 continue
         try:
             raise_as(_final(error), error)
         finally:
-            del error  # see there
+            del error  # see raise_as
 
 
 async def _try(answer: Answer, open_at: Callable[[Answer], Awaitable[None]]) -> ProxyError | None:
@@ -139,7 +140,7 @@ def raise_as(told: ProxyError, error: ProxyError) -> NoReturn:
     """
     try:
         if told is not error:
-            told.__cause__ = error  # as `raise … from` does, which sets none where this is compiled
+            told.__cause__ = error  # compiled code's `raise … from` sets none
         raise told
     finally:
         del told, error
