@@ -1,5 +1,6 @@
 """A request to a backend, and its head as bytes."""
 
+import ipaddress
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -23,13 +24,17 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a backend's base URL leads; ``authority`` is what its ``Host`` header says."""
+    """Where a backend's base URL leads; ``authority`` is what its ``Host`` header says.
+
+    ``is_address``: ``host`` is an address, and there is no name to ask about.
+    """
 
     backend: str
     host: str
     port: int
     tls: bool
     authority: str
+    is_address: bool
 
 
 def parse_target(backend: str) -> Target:
@@ -41,7 +46,7 @@ def parse_target(backend: str) -> Target:
     authority = f"[{name}]" if ":" in name else name
     if parts.port:
         authority += f":{parts.port}"
-    return Target(backend, host, parts.port or (443 if tls else 80), tls, authority)
+    return Target(backend, host, parts.port or (443 if tls else 80), tls, authority, _is_address(host))
 
 
 def write_head(call: Call, target: Target) -> bytes:
@@ -58,3 +63,11 @@ def write_head(call: Call, target: Target) -> bytes:
     if text.count("\n") != ends or text.count("\r") != ends or "\0" in text:
         raise ValueError("a header or the path holds a control character")
     return text.encode("utf-8", "surrogateescape")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

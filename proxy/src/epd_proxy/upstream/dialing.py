@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import ssl
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ class Dialer:
         return connection
 
     async def _resolve(self, target: Target) -> tuple[str, ...]:
-        if _is_address(target.host):
+        if target.is_address:  # AI_ADDRCONFIG would refuse ::1 where no interface has IPv6
             return (target.host,)
         loop, key = asyncio.get_running_loop(), (target.host, target.port)
         known = self._resolved.get(key)
@@ -103,12 +102,3 @@ async def _look_up(host: str, port: int) -> tuple[str, ...]:
     # translation of a container one of two such questions gets lost now and then.
     asking = asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     return tuple(dict.fromkeys(str(each[4][0]) for each in await asking))
-
-
-def _is_address(host: str) -> bool:
-    """Whether there is no name to ask about; AI_ADDRCONFIG would refuse ``::1`` where no interface has IPv6."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
