@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,32 +88,41 @@ class Stack:
             "local encodes": self.total(service, "epd_ec_local_encodes_total", EC_METRICS_PORT),
         }
 
+    def wait_until(
+        self, condition: Callable[[], bool], timeout_s: float, what: str, *, of: str = "proxy", every_s: float = 0.2
+    ) -> None:
+        """Wait until a condition holds. Raises TimeoutError with ``what`` failed to come and the log of ``of``."""
+        end = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > end:
+                raise TimeoutError(f"not within {timeout_s:.0f} s: {what}\n{self.logs(of)}")
+            time.sleep(every_s)
+
     def wait_healthy(self, service: str, timeout_s: float = 400) -> None:
         """Wait until a service's health check passes."""
-        end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
+
+        def is_healthy() -> bool:
             lines = self.compose("ps", "--all", "--format", "json", service).splitlines()
-            if lines and json.loads(lines[0])["Health"] == "healthy":
-                return
-            time.sleep(1)
-        raise TimeoutError(f"{service} was not healthy within {timeout_s:.0f} s:\n{self.logs(service)}")
+            return bool(lines) and json.loads(lines[0])["Health"] == "healthy"
+
+        self.wait_until(is_healthy, timeout_s, f"{service} is healthy", of=service, every_s=1)
 
     def wait_ready(self, timeout_s: float = 60) -> None:
         """Wait until the proxy has an instance for every stage."""
-        end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
+
+        def is_ready() -> bool:
             with suppress(OSError), urllib.request.urlopen(f"{self.url}/ready", timeout=5):
-                return
-            time.sleep(0.2)
-        raise TimeoutError(f"the proxy was not ready within {timeout_s:.0f} s:\n{self.logs('proxy')}")
+                return True
+            return False
+
+        self.wait_until(is_ready, timeout_s, "the proxy is ready")
 
     def wait_up(self, service: str, timeout_s: float = 60) -> None:
         """Wait until the proxy takes an instance for up, which it learns from its next probe."""
-        end = time.monotonic() + timeout_s
-        while self.total("proxy", "epd_proxy_endpoint_up", endpoint=f"http://{service}:8000") < 1:
-            if time.monotonic() > end:
-                raise TimeoutError(f"{service} was not up within {timeout_s:.0f} s:\n{self.logs('proxy')}")
-            time.sleep(0.2)
+        endpoint = f"http://{service}:8000"
+        self.wait_until(
+            lambda: self.total("proxy", "epd_proxy_endpoint_up", endpoint=endpoint) == 1, timeout_s, f"{service} is up"
+        )
 
     def logs(self, *services: str, lines: int = 60) -> str:
         """Return the last lines that services logged."""

@@ -158,19 +158,12 @@ def ask_while_a_stage_dies(stack: Stack, service: str, seed: int) -> tuple[list[
 
     with ThreadPoolExecutor(20) as pool:
         asked = [pool.submit(ask, body) for body in questions]
-        wait_until(lambda: stack.total("proxy", "epd_proxy_leases_in_flight") >= 10, 10, "requests in flight")
+        stack.wait_until(lambda: stack.total("proxy", "epd_proxy_leases_in_flight") >= 10, 10, "requests in flight")
         time.sleep(0.5)
         subprocess.run(["docker", "kill", container], check=True, capture_output=True)
         killed_at_s = time.monotonic()
         ended = [future.result() for future in asked]
     return questions, [answer for answer, _ in ended], [max(0.0, at_s - killed_at_s) for _, at_s in ended]
-
-
-def wait_until(condition, timeout_s: float, what: str) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {timeout_s:.0f} s: {what}"
-        time.sleep(0.2)
 
 
 @pytest.mark.parametrize(("service", "seed"), [("prefill-0", 1000), ("decode-0", 1100), ("encode-0", 1200)])
@@ -184,9 +177,9 @@ def test_a_killed_stage_ends_no_request_wrongly_and_comes_back(stack, monolith, 
 
     stack.compose("start", service)
     stack.wait_healthy(service)
-    wait_until(lambda: serves(stack, seed + 50), 60, f"an answer after {service} came back")
+    stack.wait_until(lambda: serves(stack, seed + 50), 60, f"an answer after {service} came back")
     assert_equal(stack, monolith, CHAT, chat_body("Back again?", [picture(seed + 60)]))
-    wait_until(lambda: stack.total("proxy", "epd_proxy_leases_in_flight") == 0, 30, "no lease in flight")
+    stack.wait_until(lambda: stack.total("proxy", "epd_proxy_leases_in_flight") == 0, 30, "no lease in flight")
 
 
 def is_clear_error(answer: tuple[int, dict[str, str], bytes]) -> bool:
@@ -213,8 +206,8 @@ def test_a_client_that_leaves_frees_every_stage(stack, monolith):
         curl = ["curl", "-s", "-m", patience_s, "-H", "Content-Type: application/json", "-d", "@-", stack.url + CHAT]
         left = subprocess.run(curl, input=body, text=True, capture_output=True, check=False)
         assert left.returncode == 28, "it was answered before it left"
-    wait_until(lambda: stack.total("proxy", "epd_proxy_leases_in_flight") == 0, 30, "no lease in flight")
-    wait_until(lambda: stack.total("decode-0", "vllm:kv_cache_usage_perc") == 0, 30, "decode's blocks are free")
+    stack.wait_until(lambda: stack.total("proxy", "epd_proxy_leases_in_flight") == 0, 30, "no lease in flight")
+    stack.wait_until(lambda: stack.total("decode-0", "vllm:kv_cache_usage_perc") == 0, 30, "decode's blocks are free")
     assert_equal(stack, monolith, CHAT, chat_body("Still there?", [picture(1350)]))
 
 
