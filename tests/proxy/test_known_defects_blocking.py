@@ -11,11 +11,11 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from epd_proxy.access import AccessRecord
 from epd_proxy.config import ProxyConfig, Topology
 from epd_proxy.flows import Job, Stages
 from epd_proxy.flows.fanout import EncodeFanout
 from epd_proxy.known import KnownItems
-from epd_proxy.logs import AccessRecord
 from epd_proxy.metrics import Metrics
 from epd_proxy.plan import build
 from epd_proxy.pool import Pool

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from epd_proxy import logs
-from epd_proxy.logs import AccessRecord, LineHandler, access_log, log_access
+from epd_proxy.access import AccessRecord
+from epd_proxy.logs import LineHandler, access_log, log_access
 
 
 @pytest.fixture

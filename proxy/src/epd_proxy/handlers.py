@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any
 
 from . import plan, protocol
+from .access import AccessRecord
 from .admission import Admission
 from .aside import is_large
 from .bodies import Bodies
@@ -15,7 +16,7 @@ from .config import ProxyConfig
 from .errors import ProxyError, UnavailableError
 from .flows import Flow, Job
 from .guard import BackendKey, Guard
-from .logs import AccessRecord, log_access
+from .logs import log_access
 from .metrics import Metrics
 from .relay import Answer, send_answer
 from .server import Handler, Request, Response, Routes, error_response

@@ -4,65 +4,16 @@ import asyncio
 import contextlib
 import logging
 import sys
-import time
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import TextIO
 
 import orjson
 
-access_log = logging.getLogger("epd_proxy.access")
-_ACCESS_MESSAGE = "request"
-_TIMES = ("queue_s", "first_byte_s", "encode_s", "callback_s", "prefill_s")
+from .access import LOGGER, MESSAGE, AccessLines, AccessRecord
+
+access_log = logging.getLogger(LOGGER)
 _FLUSH_S = 0.1
 _LINES_MAX = 256
-
-
-class AccessRecord:
-    """What one request's log line says; the stages fill it in as the request travels. Times are monotonic seconds.
-
-    What is not set is on no line, so nothing is set that says nothing. The defaults are the class's: they cost no time.
-    """
-
-    client: str = ""
-    key: str = ""
-    trace_id: str = ""
-    model: str = ""
-    stream: bool = False
-    items: int = 0
-    encoded: int = 0
-    encode_s: float = 0.0
-    encode_endpoints: tuple[str, ...] = ()
-    queue_s: float = 0.0
-    handshake: str = ""
-    callback_s: float = 0.0
-    prefill_s: float = 0.0
-    prefill_endpoints: tuple[str, ...] = ()
-    endpoint: str = ""
-    attempts: int = 0
-    first_byte_s: float = 0.0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    status: int = 0
-    error: str = ""
-
-    def __init__(self, method: str, path: str, request_id: str) -> None:
-        self.request_id = request_id
-        self.method = method
-        self.path = path
-        self.started = time.monotonic()
-
-    def elapsed_s(self) -> float:
-        """Seconds since the request arrived."""
-        return time.monotonic() - self.started
-
-    def fields(self) -> dict[str, Any]:
-        """Return what was set; times are rounded to 0.1 ms."""
-        values: dict[str, Any] = {**vars(self), "status": self.status, "total_s": round(self.elapsed_s(), 4)}
-        del values["started"]
-        for name in _TIMES:
-            if name in values:
-                values[name] = round(values[name], 4)
-        return values
 
 
 class JsonFormatter(logging.Formatter):
@@ -105,12 +56,11 @@ class LineHandler(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._lines: list[bytes] = []
-        self._second = 0
-        self._time = ""
+        self._access = AccessLines()
 
     def write(self, level: int, record: AccessRecord) -> None:
         """Write the line of ``record``, soon. Needs a running loop."""
-        line = self._format(level, time.time(), record.fields())
+        line = self._access.line("warning" if level == logging.WARNING else "info", record)
         with self.lock or contextlib.nullcontext():  # other threads log too
             self._lines.append(line)
             waiting = len(self._lines)
@@ -131,19 +81,6 @@ class LineHandler(logging.StreamHandler[TextIO]):
             if lines:
                 self.stream.write(b"".join(lines).decode())
             super().flush()
-
-    def _format(self, level: int, now: float, fields: dict[str, Any]) -> bytes:
-        second = int(now)
-        if second != self._second:
-            self._second, self._time = second, datetime.fromtimestamp(second, UTC).isoformat()[:19]
-        line = {
-            "time": f"{self._time}.{int(now % 1 * 1000):03d}+00:00",
-            "level": "warning" if level == logging.WARNING else "info",
-            "logger": access_log.name,
-            "message": _ACCESS_MESSAGE,
-            **fields,
-        }
-        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
@@ -170,7 +107,7 @@ def log_access(record: AccessRecord) -> None:
     if isinstance(handler, LineHandler):
         handler.write(level, record)
     else:
-        access_log.log(level, _ACCESS_MESSAGE, extra={"fields": record.fields()})
+        access_log.log(level, MESSAGE, extra={"fields": record.fields()})
 
 
 def flush() -> None:

@@ -3,11 +3,11 @@
 import re
 
 from . import protocol
+from .access import AccessRecord
 from .aside import run_aside
 from .errors import InvalidRequestError, MethodNotAllowedError, NotFoundError, NotOfferedError
 from .flows import Forwarding
 from .handlers import Handlers, wait_for_turn
-from .logs import AccessRecord
 from .server import Request, Response, Routes
 from .upstream import Call
 

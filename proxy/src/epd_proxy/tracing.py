@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from . import __version__
+from .access import AccessRecord
 from .errors import ConfigError
-from .logs import AccessRecord
 from .upstream import Call
 
 if TYPE_CHECKING:

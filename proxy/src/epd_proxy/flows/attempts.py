@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NoReturn
 
+from ..access import AccessRecord
 from ..errors import (
     BackendConnectError,
     BackendConnectTimeoutError,
@@ -18,7 +19,6 @@ from ..errors import (
     RefusedByBackendError,
     UnavailableError,
 )
-from ..logs import AccessRecord
 from ..pool import Endpoint, Pool
 from ..protocol import find_fetch_failure, is_openai_error
 from ..relay import Answer

@@ -5,8 +5,8 @@ from typing import Any
 
 import orjson
 
+from ..access import AccessRecord
 from ..errors import ProxyError, RefusedByBackendError
-from ..logs import AccessRecord
 from ..pool import Endpoint, Lease, Pool
 from ..protocol import Headers
 from ..relay import Answer

@@ -4,9 +4,9 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from ..access import AccessRecord
 from ..config import ProxyConfig
 from ..known import KnownItems
-from ..logs import AccessRecord
 from ..metrics import Metrics
 from ..plan import Plan
 from ..pool import Pool
