@@ -38,6 +38,16 @@ def finished(number: int, **more: object) -> AccessRecord:
     return record
 
 
+def test_a_line_says_all_that_a_record_has() -> None:
+    record = AccessRecord("POST", "/v1", "r-1")
+    some: dict[type, object] = {str: "x", int: 1, float: 1.0, bool: True, tuple: ("x",)}
+    names = {name for name in dir(record) if not name.startswith("_") and not callable(getattr(record, name))}
+    for name in names:
+        setattr(record, name, some[type(getattr(record, name))])
+    assert set(record.fields()) == names - {"started"} | {"total_s"}
+    assert set(AccessRecord("POST", "/v1", "r-2").fields()) == {"request_id", "method", "path", "status", "total_s"}
+
+
 async def test_access_lines_are_written_together_and_soon(out: io.StringIO) -> None:
     for number in range(1000):
         log_access(finished(number))
