@@ -121,7 +121,7 @@ class Stack:
         """Wait until the proxy takes an instance for up, which it learns from its next probe."""
         endpoint = f"http://{service}:8000"
         self.wait_until(
-            lambda: self.total("proxy", "epd_proxy_endpoint_up", endpoint=endpoint) == 1, timeout_s, f"{service} is up"
+            lambda: self.total("proxy", "epd_proxy_endpoint_up", endpoint=endpoint) >= 1, timeout_s, f"{service} is up"
         )
 
     def logs(self, *services: str, lines: int = 60) -> str:

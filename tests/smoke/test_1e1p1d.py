@@ -177,7 +177,7 @@ def test_a_killed_stage_ends_no_request_wrongly_and_comes_back(stack, monolith, 
 
     stack.compose("start", service)
     stack.wait_healthy(service)
-    stack.wait_until(lambda: serves(stack, seed + 50), 60, f"an answer after {service} came back")
+    stack.wait_until(lambda: serves(stack, seed + 50), 60, f"an answer after {service} came back", of=service)
     assert_equal(stack, monolith, CHAT, chat_body("Back again?", [picture(seed + 60)]))
     stack.wait_until(lambda: stack.total("proxy", "epd_proxy_leases_in_flight") == 0, 30, "no lease in flight")
 
@@ -207,7 +207,9 @@ def test_a_client_that_leaves_frees_every_stage(stack, monolith):
         left = subprocess.run(curl, input=body, text=True, capture_output=True, check=False)
         assert left.returncode == 28, "it was answered before it left"
     stack.wait_until(lambda: stack.total("proxy", "epd_proxy_leases_in_flight") == 0, 30, "no lease in flight")
-    stack.wait_until(lambda: stack.total("decode-0", "vllm:kv_cache_usage_perc") == 0, 30, "decode's blocks are free")
+    stack.wait_until(
+        lambda: stack.total("decode-0", "vllm:kv_cache_usage_perc") == 0, 30, "decode's blocks are free", of="decode-0"
+    )
     assert_equal(stack, monolith, CHAT, chat_body("Still there?", [picture(1350)]))
 
 
