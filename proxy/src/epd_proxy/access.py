@@ -8,6 +8,8 @@ import orjson
 
 LOGGER = "epd_proxy.access"
 MESSAGE = "request"
+# The end of a time in UTC: to format a number takes longer than to look it up.
+_MILLISECONDS = tuple(f".{number:03d}+00:00" for number in range(1000))
 
 
 class AccessRecord:
@@ -49,35 +51,56 @@ class AccessRecord:
 
     def fields(self) -> dict[str, Any]:
         """Return what the line says, in its order; times are rounded to 0.1 ms."""
-        said = {
-            "request_id": self.request_id,
-            "method": self.method,
-            "path": self.path,
-            "client": self.client,
-            "key": self.key,
-            "trace_id": self.trace_id,
-            "model": self.model,
-            "stream": self.stream,
-            "items": self.items,
-            "encoded": self.encoded,
-            "encode_s": _rounded(self.encode_s),
-            "encode_endpoints": self.encode_endpoints,
-            "queue_s": _rounded(self.queue_s),
-            "handshake": self.handshake,
-            "callback_s": _rounded(self.callback_s),
-            "prefill_s": _rounded(self.prefill_s),
-            "prefill_endpoints": self.prefill_endpoints,
-            "endpoint": self.endpoint,
-            "attempts": self.attempts,
-            "first_byte_s": _rounded(self.first_byte_s),
-            "bytes_in": self.bytes_in,
-            "bytes_out": self.bytes_out,
-            "error": self.error,
-        }
-        fields = {name: value for name, value in said.items() if value}
-        fields["status"] = self.status
-        fields["total_s"] = _rounded(self.elapsed_s())
-        return fields
+        return self.add_to({})
+
+    def add_to(self, line: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0912 - a loop takes five times as long
+        """Add what :meth:`fields` returns to ``line``, and return it."""
+        line["request_id"] = self.request_id
+        line["method"] = self.method
+        line["path"] = self.path
+        if self.client:
+            line["client"] = self.client
+        if self.key:
+            line["key"] = self.key
+        if self.trace_id:
+            line["trace_id"] = self.trace_id
+        if self.model:
+            line["model"] = self.model
+        if self.stream:
+            line["stream"] = self.stream
+        if self.items:
+            line["items"] = self.items
+        if self.encoded:
+            line["encoded"] = self.encoded
+        if self.encode_s:
+            line["encode_s"] = _rounded(self.encode_s)
+        if self.encode_endpoints:
+            line["encode_endpoints"] = self.encode_endpoints
+        if self.queue_s:
+            line["queue_s"] = _rounded(self.queue_s)
+        if self.handshake:
+            line["handshake"] = self.handshake
+        if self.callback_s:
+            line["callback_s"] = _rounded(self.callback_s)
+        if self.prefill_s:
+            line["prefill_s"] = _rounded(self.prefill_s)
+        if self.prefill_endpoints:
+            line["prefill_endpoints"] = self.prefill_endpoints
+        if self.endpoint:
+            line["endpoint"] = self.endpoint
+        if self.attempts:
+            line["attempts"] = self.attempts
+        if self.first_byte_s:
+            line["first_byte_s"] = _rounded(self.first_byte_s)
+        if self.bytes_in:
+            line["bytes_in"] = self.bytes_in
+        if self.bytes_out:
+            line["bytes_out"] = self.bytes_out
+        if self.error:
+            line["error"] = self.error
+        line["status"] = self.status
+        line["total_s"] = _rounded(self.elapsed_s())
+        return line
 
 
 class AccessLines:
@@ -93,15 +116,14 @@ class AccessLines:
         second = int(now)
         if second != self._second:
             self._second, self._time = second, datetime.fromtimestamp(second, UTC).isoformat()[:19]
-        line = {
-            "time": f"{self._time}.{int(now % 1 * 1000):03d}+00:00",
+        line: dict[str, Any] = {
+            "time": self._time + _MILLISECONDS[int((now - second) * 1000)],
             "level": level,
             "logger": LOGGER,
             "message": MESSAGE,
-            **record.fields(),
         }
-        return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        return orjson.dumps(record.add_to(line), option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _rounded(time_s: float) -> float:
-    return round(time_s, 4) if time_s else 0.0
+    return int(time_s * 10_000 + 0.5) / 10_000  # round() writes it as text and reads that

@@ -1,6 +1,5 @@
 """One instance prefills and decodes: it gets the client's body as it came."""
 
-import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
@@ -12,6 +11,7 @@ from ..upstream import Call
 from .attempts import open_answer
 from .fanout import EncodeFanout
 from .interface import Job, Stages
+from .overlapping import open_overlapped
 
 
 class ColocatedFlow:
@@ -32,25 +32,14 @@ class ColocatedFlow:
 
     async def _answer_with_items(self, job: Job) -> Answer:
         if self._overlap and can_wait(job.request) and self._encode.has_work(job):
-            return await self._answer_overlapped(job)
+            return await open_overlapped(
+                self._encode.run(job),
+                self._open_pending(job),
+                lambda: self._open(job, job.request.body),
+                job.record.request_id,
+            )
         await self._encode.run(job)
         return await self._open(job, job.request.body)
-
-    async def _answer_overlapped(self, job: Job) -> Answer:
-        encoding = asyncio.create_task(self._encode.run(job), name=f"encode {job.record.request_id}")
-        opening = asyncio.create_task(self._open_pending(job), name=f"answer {job.record.request_id}")
-        try:
-            await asyncio.wait((encoding, opening), return_when=asyncio.FIRST_COMPLETED)
-            if opening.done() or await encoding:
-                return await opening
-            # Some item will not come: rather than wait in vain, the instance is asked anew, and encodes it.
-            await _cancel(opening)
-            return await self._open(job, job.request.body)
-        except BaseException:
-            await _cancel(opening)
-            raise
-        finally:
-            await _cancel(encoding)  # whoever has answered had no need of it
 
     async def _open_pending(self, job: Job) -> Answer:
         return await self._open(job, await run_aside(len(job.request.body), pending_body, job.request))
@@ -75,11 +64,3 @@ class ColocatedFlow:
 
     async def close(self) -> None:
         """See :class:`epd_proxy.flows.interface.Flow`."""
-
-
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    """End the task. An answer that it has opened meanwhile is closed; an error that nobody asks for is forgotten."""
-    task.cancel()
-    await asyncio.wait((task,))
-    if not task.cancelled() and task.exception() is None and isinstance(task.result(), Answer):
-        task.result().close()
