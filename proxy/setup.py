@@ -2,10 +2,10 @@
 
 ``EPD_PROXY_COMPILE`` names the interpreter of an environment that has what the package requires.
 mypyc compiles them as they are; a text request takes a third less time. What it makes of a loop does not let go of
-the GIL before its end, where the interpreter does every 5 ms. So what goes through bodies of any size, in threads, stays
-as it is, which is most of ``protocol``: the event loop must have its turns meanwhile. ``requests`` only calls these, and
-loops over what their generators yield. Of the others, each does a little per event. The rest is not busy, or not what
-mypyc can compile: classes of errors, settings that are read from their class.
+the GIL before its end, where the interpreter does every 5 ms. So what goes through bodies of any size, in threads,
+stays as it is, which is most of ``protocol``: the event loop must have its turns meanwhile. ``requests`` only calls
+these, and loops over what their generators yield. Of the others, each does a little per event. The rest is not busy, or
+not what mypyc can compile: classes of errors, settings that are read from their class.
 
 What differs: ``raise … from`` sets no ``__cause__``, so where one is read later it is set by hand (``raise_as`` in
 flows/attempts.py); values of another type than is annotated raise TypeError; and while a coroutine is suspended in an

@@ -26,9 +26,9 @@ async def fail(_request: Request) -> Response:
 
 async def stream(request: Request) -> None:
     sent = request.stream(200, [("Content-Type", "text/event-stream")])
-    for number in range(3):
-        sent.write(b"data: %d\n\n" % number)
-    sent.end()
+    for number in range(2):
+        assert sent.write(b"data: %d\n\n" % number)
+    assert sent.end(b"data: 2\n\n")
 
 
 class Client:

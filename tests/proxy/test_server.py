@@ -86,6 +86,28 @@ async def test_streams(version: bytes) -> None:
             assert body == b"9\r\ndata: 0\n\n\r\n9\r\ndata: 1\n\n\r\n9\r\ndata: 2\n\n\r\n0\r\n\r\n"
 
 
+@pytest.mark.parametrize("last", [b"", b"data: 0\n\n"])
+async def test_a_streams_head_leaves_with_its_first_piece_or_its_end(last: bytes) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def handle(request: Request) -> None:
+        sent = request.stream(200, [])
+        begun.set()
+        await go_on.wait()
+        sent.end(last)
+
+    async with served(handle) as connect:
+        client = await connect()
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        coming = asyncio.create_task(client.reader.readuntil(b"\r\n\r\n"))
+        await begun.wait()
+        await asyncio.sleep(0.1)
+        assert not coming.done()
+        go_on.set()
+        assert (await coming).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert await client.reader.read() == (b"9\r\ndata: 0\n\n\r\n" if last else b"") + b"0\r\n\r\n"
+
+
 async def test_expect_is_answered_when_the_body_is_wanted() -> None:
     async with served() as connect:
         client = await connect()

@@ -125,10 +125,17 @@ class _Events:
         try:
             if not self._write(self._upstream.first):
                 await self._drained()
-            await self._upstream.pump(self._write, self._drained)
-            self._check_end()
+            last = await self._upstream.pump(self._write, self._drained)
+            if last:
+                self._note(last)
+            if self._is_cut_short():
+                if last:
+                    self._stream.write(last)
+                message = "the instance ended the stream before it was complete"
+                raise BackendDisconnectError(self._upstream.backend, message)
             self._count()
-            self._stream.end()
+            if not self._stream.end(last):
+                await self._drained()
         except BackendError as error:
             self._break(error)
         except asyncio.CancelledError:
@@ -142,6 +149,10 @@ class _Events:
 
         Called for every token of every stream, from within the reading of the backend's connection.
         """
+        self._note(piece)
+        return self._stream.write(piece)
+
+    def _note(self, piece: bytes) -> None:
         self._record.bytes_out += len(piece)
         self._tail = piece if len(piece) >= 32 else (self._tail + piece)[-32:]
         came = time.monotonic()
@@ -149,7 +160,6 @@ class _Events:
             self._longest_s = came - self._came
         self._pieces += 1
         self._came = came
-        return self._stream.write(piece)
 
     async def _drained(self) -> None:
         await _drained(self._stream, self._record, self._write_idle_s)
@@ -163,10 +173,9 @@ class _Events:
             self._metrics.token_seconds[route,].observe(max(0.0, mean_s))
             self._metrics.token_seconds_max[route,].observe(self._longest_s)
 
-    def _check_end(self) -> None:
+    def _is_cut_short(self) -> bool:
         """A backend may close its side in good order and yet be in the midst of an answer."""
-        if self._end and not self._tail.rstrip().endswith(self._end):
-            raise BackendDisconnectError(self._upstream.backend, "the instance ended the stream before it was complete")
+        return bool(self._end) and not self._tail.rstrip().endswith(self._end)
 
     def _break(self, error: BackendError | UnavailableError) -> None:
         if self._stream.closed:

@@ -137,7 +137,7 @@ class ClientConnection(RequestReader):
         return self.transport.get_extra_info(name) if self.transport else None
 
     def begin_stream(self, request: Request, status: int, headers: Headers, length: int | None) -> Stream:
-        """Write a head; the body follows."""
+        """Begin an answer; its head leaves with the first piece of its body."""
         chunked = length is None and request.version == "1.1"
         framing = "Transfer-Encoding: chunked\r\n" if chunked else ""
         if length is not None:
@@ -145,8 +145,8 @@ class ClientConnection(RequestReader):
         elif not chunked:
             self.last = True
         self._begun = True
-        self.write(self._listener.write_head(request, status, headers, framing + self._persistence(request)))
-        return Stream(self, chunked=chunked)
+        head = self._listener.write_head(request, status, headers, framing + self._persistence(request))
+        return Stream(self, head, chunked=chunked)
 
     def write(self, data: bytes) -> None:
         """Write, unless the client is gone."""

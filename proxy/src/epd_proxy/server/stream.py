@@ -7,12 +7,17 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """Writes to the client as fast as it takes it. ``chunked``: not to clients of HTTP/1.0, whose end is the close."""
+    """Writes to the client as fast as it takes it. ``chunked``: not to clients of HTTP/1.0, whose end is the close.
 
-    __slots__ = ("_connection", "chunked")
+    ``head`` leaves with the first piece, and the end with the last one: each write is a system call and, most often, a
+    packet.
+    """
 
-    def __init__(self, connection: "ClientConnection", *, chunked: bool) -> None:
+    __slots__ = ("_connection", "_head", "chunked")
+
+    def __init__(self, connection: "ClientConnection", head: bytes, *, chunked: bool) -> None:
         self._connection = connection
+        self._head = head
         self.chunked = chunked
 
     def __repr__(self) -> str:
@@ -25,11 +30,7 @@ class Stream:
 
     def write(self, piece: bytes) -> bool:
         """Write a piece that is not empty. Returns False when :meth:`drained` is to be awaited before the next."""
-        connection = self._connection
-        if connection.transport is None:
-            return False
-        connection.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self.chunked else piece)
-        return not connection.full
+        return self._send(b"%x\r\n%b\r\n" % (len(piece), piece) if self.chunked else piece)
 
     async def drained(self, idle_s: float) -> None:
         """Wait until the client has taken most of what was written.
@@ -38,11 +39,21 @@ class Stream:
         """
         await self._connection.drained(idle_s)
 
-    def end(self) -> None:
-        """The answer is whole."""
+    def end(self, last: bytes = b"") -> bool:
+        """Write the ``last`` piece, which may be empty; the answer is whole. Returns what :meth:`write` does."""
         if self.chunked:
-            self._connection.write(b"0\r\n\r\n")
+            last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n"
+        return self._send(last)
 
     def break_off(self) -> None:
         """It is not, and the client's library is to notice: the connection closes after what was written."""
         self._connection.close_after_write()
+
+    def _send(self, data: bytes) -> bool:
+        connection = self._connection
+        if connection.transport is None:
+            return False
+        if self._head:
+            data, self._head = self._head + data, b""
+        connection.transport.write(data)
+        return not connection.full

@@ -140,8 +140,10 @@ class Connection(asyncio.Protocol):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def pump(self, write: Callable[[bytes], bool], drained: Callable[[], Awaitable[None]],
-                   pause_s: float) -> None:  # fmt: skip
-        """Have ``write`` called with all that comes, as it comes, until the end. Raises :class:`BackendError`.
+                   pause_s: float) -> bytes:  # fmt: skip
+        """Have ``write`` called with all that comes, as it comes, and return what comes together with the end.
+
+        Raises :class:`BackendError`.
 
         ``write`` returns False when that was enough for now; then nothing is read until ``drained`` returns. It is
         called from within the event loop's reading, which saves a task's turn for each piece, and must not raise.
@@ -157,7 +159,7 @@ class Connection(asyncio.Protocol):
                     await drained()
                     self._full = False
                 elif self.complete:
-                    return
+                    return self.take()
                 else:
                     self._resume_reading()
                     self._limit(self._loop.time() + pause_s)
@@ -277,7 +279,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(body[start : start + _PIECE_BYTES])
 
     def _push(self) -> None:
-        if self._pieces and not self._full and self._write:
+        if self._pieces and not self._full and not self.complete and self._write:
             self._full = not self._write(self.take())
             if self._full:
                 self._pause_reading()

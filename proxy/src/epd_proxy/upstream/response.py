@@ -65,12 +65,12 @@ class UpstreamResponse:
             piece = await connection.read(min(self._idle_s, max(0.0, self._until - loop.time())))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def pump(self, write: Callable[[bytes], bool], drained: Callable[[], Awaitable[None]]) -> None:
-        """Have ``write`` called with what comes after ``first``, never re-cut, until the end: see ``Connection.pump``.
+    async def pump(self, write: Callable[[bytes], bool], drained: Callable[[], Awaitable[None]]) -> bytes:
+        """Have ``write`` called with what comes after ``first``, never re-cut; return the end: see ``Connection.pump``.
 
         Raises :class:`epd_proxy.errors.BackendError`.
         """
-        await self._open().pump(write, drained, self._idle_s)
+        return await self._open().pump(write, drained, self._idle_s)
 
     def close(self) -> None:
         """Free the connection: for reuse when the body was read to its end, else closed, which aborts the request."""
