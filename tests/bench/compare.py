@@ -72,11 +72,26 @@ def main() -> int:
             **{name: started for name, started in MORE_PEERS.items() if shutil.which(name)},
             "vllm-router": "vllm-router",
         }
+        before = cpu_times()
         measured = measure(args.bench, proxies, args.seconds, args.rounds)
+        lost = stolen(before, cpu_times())
     text = table(measured, args.python, args.seconds, args.rounds)
+    text += f"\n\nOther machines of the host took {lost:.1%} of the cores' time meanwhile."
     print(text)
     marked.write(DOCUMENT, "measured", text)
     return 0
+
+
+def cpu_times() -> list[int]:
+    """Return how long the cores did what, since the machine started (proc(5), stat), in ticks."""
+    with open("/proc/stat", encoding="ascii") as stat:
+        return [int(ticks) for ticks in stat.readline().split()[1:9]]
+
+
+def stolen(before: list[int], after: list[int]) -> float:
+    """Return the part of the time between that a virtual machine's cores were not there when they were wanted."""
+    spent = [end - start for start, end in zip(before, after, strict=True)]
+    return spent[-1] / sum(spent)
 
 
 def version_of(python: Path) -> tuple[int, ...]:
