@@ -169,14 +169,18 @@ TEXT = (chunk("Ein "), chunk("Täßchen "), chunk("🍵"), DONE)
 
 
 def stream(pieces: Sequence[bytes] = TEXT, gap_s: float = 0.0, *, end: str = "whole") -> Behaviour:
-    """Send server-sent events; ``end`` is whole, cut (connection closed in the midst) or hang."""
+    """Send server-sent events; ``end`` is whole, joined (the last piece comes with it), cut (connection closed in the
+    midst) or hang.
+    """
 
     async def behave(_instance: FakeInstance, request: web.Request, _recorded: Recorded) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
-        for piece in pieces:
+        for piece in pieces[:-1] if end == "joined" else pieces:
             await response.write(piece)
             await asyncio.sleep(gap_s)
+        if end == "joined":
+            await response.write_eof(pieces[-1])
         if end == "hang":
             await asyncio.sleep(3600)
         if end == "cut" and request.transport:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import socket
 
 import pytest
 
@@ -161,13 +162,37 @@ async def test_a_stream_that_ends_too_early_is_told() -> None:
         assert b"epd_proxy_broken_streams_total 1.0" in (await stack.get("/metrics")).body
 
 
-async def test_an_event_cut_in_the_midst_is_ended_before_the_error() -> None:
+@pytest.mark.parametrize("end", ["cut", "joined"])
+async def test_an_event_cut_in_the_midst_is_ended_before_the_error(end: str) -> None:
     async with ProxyStack(encoders=0) as stack:
-        stack.instances[0].default = fake.stream((fake.TEXT[0], fake.TEXT[1][:20]), 0.01, end="cut")
+        stack.instances[0].default = fake.stream((fake.TEXT[0], fake.TEXT[1][:20]), 0.01, end=end)
         async with stack.client.post(CHAT, json=chat(stream=True)) as response:
             body, broken = await read_to_break(response)
         assert broken
         assert body.startswith(fake.TEXT[0] + fake.TEXT[1][:20] + b"\n\nevent: error\ndata: {")
+
+
+async def test_nothing_follows_the_end_of_a_stream_that_the_client_is_slow_to_take() -> None:
+    """The proxy stops when all is written, and most of it not taken yet: it still goes out, and is a whole answer."""
+    long = b"data: " + b"x" * 120_000 + b"\n\n" + fake.DONE
+    async with ProxyStack(encoders=0) as stack:
+        stack.instances[0].default = fake.stream((fake.TEXT[0], long), 0.2, end="joined")
+        with socket.socket() as client:
+            client.setblocking(False)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, stack.app.listener.addresses[0])
+            body = json.dumps(chat(stream=True)).encode()
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            await loop.sock_sendall(client, head + body)
+            await asyncio.sleep(0.5)
+            assert stack.handlers.admission.running == 1
+            await stack.handlers.drain(0.1)
+            got = b""
+            while piece := await loop.sock_recv(client, 65_536):
+                got += piece
+        assert got.endswith(b"x\n\n" + fake.DONE + b"\r\n0\r\n\r\n")
 
 
 async def test_a_kept_connection_that_the_instance_closed_costs_nothing() -> None:

@@ -48,6 +48,11 @@ def test_a_line_says_all_that_a_record_has() -> None:
     assert set(AccessRecord("POST", "/v1", "r-2").fields()) == {"request_id", "method", "path", "status", "total_s"}
 
 
+def test_a_time_that_is_nought_when_rounded_is_not_said() -> None:
+    assert "queue_s" not in finished(1, queue_s=0.00004).fields()
+    assert finished(1, queue_s=0.00006).fields()["queue_s"] == 0.0001
+
+
 async def test_access_lines_are_written_together_and_soon(out: io.StringIO) -> None:
     for number in range(1000):
         log_access(finished(number))

@@ -52,6 +52,27 @@ async def test_what_was_begun_is_not_sent_again() -> None:
         assert backend.connections == 1
 
 
+async def test_what_nobody_took_of_an_answer_begins_no_other_one() -> None:
+    """As when the client leaves just before the end of an answer comes."""
+    go_on, ended = asyncio.Event(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(CHUNKED, b"1\r\na\r\n")
+        await go_on.wait()
+        await peer.send(b"6\r\nsecret\r\n0\r\n\r\n")
+        ended.set()
+        await serve(whole(b"other"))(peer)
+
+    async with WireBackend(script, serve(whole(b"other"))) as backend, opened() as upstream:
+        response = await upstream.send(backend.url, call())
+        go_on.set()
+        await ended.wait()
+        await asyncio.sleep(0.1)  # it is read meanwhile
+        response.close()
+        assert await fetch(upstream, backend.url) == b"other"
+
+
 async def test_a_call_that_may_go_once_takes_a_new_connection_and_leaves_none() -> None:
     async with WireBackend(serve(whole(), whole())) as backend, opened() as upstream:
         await fetch(upstream, backend.url)

@@ -82,6 +82,25 @@ async def test_a_stream_ends_or_breaks(pumped: bool, end: bytes) -> None:
         response.close()
 
 
+async def test_what_comes_with_the_end_of_a_stream_is_returned() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(CHUNKED, b"1\r\na\r\n", b"1\r\nb\r\n", b"1\r\nc\r\n0\r\n\r\n", gap_s=0.1)
+
+    async with WireBackend(script) as backend, opened() as upstream:
+        response = await upstream.send(backend.url, call())
+        got = bytearray(response.first)
+
+        def write(piece: bytes) -> bool:
+            got.extend(piece)
+            return True
+
+        last = await response.pump(write, lambda: asyncio.sleep(0))
+        assert last.endswith(b"c")
+        assert got + last == b"abc"
+        response.close()
+
+
 @pytest.mark.parametrize("pumped", [False, True])
 async def test_a_reader_that_waits_holds_the_backend_up(pumped: bool) -> None:
     """And memory with it: of 64 MiB only what the sockets and one buffer hold may be under way."""

@@ -72,26 +72,26 @@ class AccessRecord:
             line["items"] = self.items
         if self.encoded:
             line["encoded"] = self.encoded
-        if self.encode_s:
-            line["encode_s"] = _rounded(self.encode_s)
+        if encode_s := _rounded(self.encode_s):
+            line["encode_s"] = encode_s
         if self.encode_endpoints:
             line["encode_endpoints"] = self.encode_endpoints
-        if self.queue_s:
-            line["queue_s"] = _rounded(self.queue_s)
+        if queue_s := _rounded(self.queue_s):
+            line["queue_s"] = queue_s
         if self.handshake:
             line["handshake"] = self.handshake
-        if self.callback_s:
-            line["callback_s"] = _rounded(self.callback_s)
-        if self.prefill_s:
-            line["prefill_s"] = _rounded(self.prefill_s)
+        if callback_s := _rounded(self.callback_s):
+            line["callback_s"] = callback_s
+        if prefill_s := _rounded(self.prefill_s):
+            line["prefill_s"] = prefill_s
         if self.prefill_endpoints:
             line["prefill_endpoints"] = self.prefill_endpoints
         if self.endpoint:
             line["endpoint"] = self.endpoint
         if self.attempts:
             line["attempts"] = self.attempts
-        if self.first_byte_s:
-            line["first_byte_s"] = _rounded(self.first_byte_s)
+        if first_byte_s := _rounded(self.first_byte_s):
+            line["first_byte_s"] = first_byte_s
         if self.bytes_in:
             line["bytes_in"] = self.bytes_in
         if self.bytes_out:

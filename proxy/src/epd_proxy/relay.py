@@ -129,20 +129,25 @@ class _Events:
             if last:
                 self._note(last)
             if self._is_cut_short():
-                if last:
-                    self._stream.write(last)
+                if last and not self._stream.write(last):
+                    await self._drained()
                 message = "the instance ended the stream before it was complete"
                 raise BackendDisconnectError(self._upstream.backend, message)
-            self._count()
-            if not self._stream.end(last):
-                await self._drained()
         except BackendError as error:
             self._break(error)
+            return
         except asyncio.CancelledError:
             # Either the client left, then nobody reads this, or the proxy is shutting down.
             with contextlib.suppress(ConnectionError):
                 self._break(UnavailableError("the proxy was stopped before the answer was complete"))
             raise
+        if not self._stream.end(last):
+            try:
+                await self._drained()
+            except asyncio.CancelledError:
+                self._stream.break_off()  # without an event, as the end was written, which still goes out
+                raise
+        self._count()
 
     def _write(self, piece: bytes) -> bool:
         """Write a piece and note when it came. Returns False when the client has enough for now, or is gone.

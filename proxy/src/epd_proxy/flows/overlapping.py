@@ -13,7 +13,7 @@ async def open_overlapped(
     open_anew: Callable[[], Awaitable[Answer]],
     request_id: str,
 ) -> Answer:
-    """Run ``encode``, whether all items are stored, beside ``open_pending``, whose instance waits for them.
+    """Run ``encode``, which returns whether all items are stored, beside ``open_pending``, of which they are awaited.
 
     Returns the open answer. Rather than have it wait in vain for an item that will not come, ``open_anew`` is asked,
     and its instance encodes it. Raises what they do; then nothing is left open or running.

@@ -39,7 +39,7 @@ class ClientConnection(RequestReader):
         self._waiting: deque[Request] = deque()
         self._task: asyncio.Task[None] | None = None
         self._wanted: asyncio.Future[None] | None = None  # by the task, which has nothing to do
-        self._begun = False  # something of the answer was written
+        self._begun = False  # an answer was, and no other one can be told
         self._drained: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:

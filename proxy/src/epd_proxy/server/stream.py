@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 class Stream:
     """Writes to the client as fast as it takes it. ``chunked``: not to clients of HTTP/1.0, whose end is the close.
 
-    ``head`` leaves with the first piece, and the end with the last one: each write is a system call and, most often, a
-    packet.
+    ``head`` leaves with the first piece, and the end with the last one where that is given to it: each write is a
+    system call and, most often, a packet.
     """
 
     __slots__ = ("_connection", "_head", "chunked")
@@ -55,5 +55,6 @@ class Stream:
             return False
         if self._head:
             data, self._head = self._head + data, b""
-        connection.transport.write(data)
+        if data:
+            connection.transport.write(data)
         return not connection.full

@@ -76,6 +76,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         return (
             self.complete
+            and not self._pieces  # nobody took them, and the next exchange's answer would begin with them
             and self._keep_alive
             and not self._cut_short
             and transport is not None
