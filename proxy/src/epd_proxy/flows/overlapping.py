@@ -13,10 +13,10 @@ async def open_overlapped(
     open_anew: Callable[[], Awaitable[Answer]],
     request_id: str,
 ) -> Answer:
-    """Run ``encode``, which returns whether all items are stored, beside ``open_pending``, of which they are awaited.
+    """Run ``encode``, which returns whether all items are stored, beside ``open_pending``, whose instance awaits them.
 
-    Returns the open answer. Rather than have it wait in vain for an item that will not come, ``open_anew`` is asked,
-    and its instance encodes it. Raises what they do; then nothing is left open or running.
+    Returns the open answer. Rather than have it wait in vain for an item that will not come, an instance is asked anew,
+    by ``open_anew``, and encodes it. Raises what they do; then nothing is left open or running.
     """
     encoding = asyncio.create_task(encode, name=f"encode {request_id}")
     opening = asyncio.create_task(open_pending, name=f"answer {request_id}")
